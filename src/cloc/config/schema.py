@@ -1,0 +1,337 @@
+"""The schema of `params.yaml`: the single source of settings of the CLI, DVC and the pipeline.
+
+Defaults are the paper's (METHOD, ViT-B/16) where the paper fixes a value, and this project's decision where it does
+not. Presets (`presets/*.yaml`) name only what differs from these defaults.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from cloc.config.base import Section
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[int, Field(ge=1)]
+NonNegative = Annotated[int, Field(ge=0)]
+Names = Annotated[tuple[str, ...], Field(strict=False)]
+
+
+class ScenesConfig(Section):
+    """The embedded demo data set: rendered scenes with exact boxes, captions and noisy alt-text."""
+
+    seed: NonNegative = 0
+    """Seed of everything rendered."""
+    image_size: Annotated[int, Field(ge=32, le=1024)] = 128
+    """Long side of the pictures, pixels."""
+    closeup_share: Share = 0.5
+    """Share of close-ups of one or two objects; the others are scenes of three to eight."""
+    train_images: NonNegative = 16000
+    """Pictures of the bulk that is captioned, grounded and trained on."""
+    seed_images: NonNegative = 512
+    """Pictures of the labelled seed split (for fitting labelling models)."""
+    val_images: NonNegative = 512
+    """Pictures of the split that choices are made on."""
+    test_images: NonNegative = 600
+    """Pictures of the split that is reported and that no choice was made on."""
+    unseen_pairs_images: NonNegative = 300
+    """Pictures with pairs of object and colour that training never shows."""
+    unseen_kinds_images: NonNegative = 300
+    """Pictures of kinds of object that training never shows."""
+
+
+class DataConfig(Section):
+    """How images become a data set, and which splits the later stages use."""
+
+    train_split: str = "train"
+    """Split that is labelled and trained on."""
+    test_splits: Names = ("test",)
+    """Splits that are evaluated; the first one is the one the gate looks at."""
+    images_per_shard: Positive = 1000
+    """Images in a tar at most."""
+    min_side: Positive = 16
+    """Images with a shorter side (pixels) are quarantined."""
+    max_pixels: Positive = 89_478_485
+    """Images with more pixels are quarantined (decompression bombs)."""
+    quarantine_limit: Share = 0.05
+    """A stage fails when a larger share of the images had to be quarantined."""
+    processes: NonNegative = 0
+    """Processes that ingest, render and label; 0 takes one a core."""
+    scenes: ScenesConfig = ScenesConfig()
+
+
+class CaptioningConfig(Section):
+    """Stage: a caption for every image."""
+
+    backend: Literal["annotations", "transformers"] = "transformers"
+    """`annotations` takes the human captions that the data has; `transformers` runs a captioning model."""
+    model: str = "Salesforce/blip-image-captioning-large"
+    """Hub id or folder of the captioning model (backend transformers)."""
+    prompt: str = ""
+    """Text the captioner continues; empty for none."""
+    batch_size: Positive = 16
+    """Images a batch."""
+    max_new_tokens: Positive = 77
+    """Longest caption, tokens of the captioner."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the captioner runs."""
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """Precision of the captioner."""
+
+
+class GroundingConfig(Section):
+    """Stage: phrases of the captions, and a box for each that is seen (VESL steps 2 and 3)."""
+
+    backend: Literal["annotations", "transformers"] = "transformers"
+    """`annotations` takes the human boxes that the data has; `transformers` runs an open-vocabulary detector."""
+    model: str = "google/owlv2-large-patch14-ensemble"
+    """Hub id or folder of the detector (backend transformers)."""
+    tagger: Literal["lexicon"] = "lexicon"
+    """Part-of-speech tagger of the phrase step."""
+    max_phrases: Positive = 20
+    """Phrases an image at most (METHOD, VESL step 2)."""
+    score_threshold: Share = 0.1
+    """Boxes with a lower confidence are dropped (METHOD, VESL step 3)."""
+    nms_iou: Share = 0.7
+    """Class-agnostic non-maximum suppression; 1 switches it off, as in the paper."""
+    min_box_side: Share = 0.01
+    """Boxes with a shorter side, as a share of the image, are quarantined."""
+    image_size: Positive = 448
+    """Side of the detector's square input, pixels."""
+    batch_size: Positive = 8
+    """Images a batch."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the detector runs."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Precision of the detector."""
+
+
+class ValidationConfig(Section):
+    """Stage: the gate between labelling and training."""
+
+    min_images: Positive = 100
+    """Fewer images fail the gate."""
+    min_caption_coverage: Share = 0.95
+    """Least share of images with a caption that is not the alt-text."""
+    min_region_coverage: Share = 0.5
+    """Least share of images with at least one region."""
+    min_regions_per_image: Annotated[float, Field(ge=0)] = 1.0
+    """Least mean number of regions an image."""
+    max_caption_words: Positive = 300
+    """Longer captions are a fault."""
+    max_duplicate_captions: Share = 0.5
+    """Largest share of one and the same caption."""
+    max_quarantined: Share = 0.05
+    """Largest share of quarantined images."""
+    mostly: Share = 0.999
+    """Share of rows that must meet each row-wise expectation."""
+
+
+class TowerConfig(Section):
+    """Sizes of one transformer."""
+
+    width: Positive = 768
+    """Width of the residual stream."""
+    layers: Positive = 12
+    """Number of blocks."""
+    heads: Positive = 12
+    """Number of attention heads."""
+    mlp_ratio: Annotated[float, Field(gt=0)] = 4.0
+    """Width of the MLP over the width of the stream."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "TowerConfig":
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} must be divisible by heads {self.heads}")
+        return self
+
+
+class VisionConfig(TowerConfig):
+    """The image encoder."""
+
+    image_size: Positive = 224
+    """Side of the square network input, pixels."""
+    patch_size: Positive = 16
+    """Side of a patch, pixels."""
+
+    @model_validator(mode="after")
+    def _check_patches(self) -> "VisionConfig":
+        if self.image_size % self.patch_size:
+            raise ValueError(f"image_size {self.image_size} must be divisible by patch_size {self.patch_size}")
+        return self
+
+
+class TextConfig(TowerConfig):
+    """The text encoder."""
+
+    width: Positive = 512
+    heads: Positive = 8
+    context_length: Annotated[int, Field(ge=4)] = 77
+    """Longest text, tokens."""
+    tokenizer: str = ""
+    """Hub id or folder of a tokenizer; empty trains a BPE tokenizer on the captions."""
+    vocab_size: Annotated[int, Field(ge=300)] = 49408
+    """Entries of the vocabulary that is trained when no tokenizer is named."""
+
+
+class PrompterConfig(Section):
+    """The Prompter: what turns spatial tokens and a prompt into a region embedding."""
+
+    kind: Literal["transformer", "roi_align"] = "transformer"
+    """`transformer` is the paper's; `roi_align` is the paper's ablation without a Prompter."""
+    layers: Positive = 1
+    """Transformer layers (METHOD: one)."""
+    heads: Positive = 1
+    """Attention heads (METHOD: one)."""
+    pool: Literal["all", "image", "prompt"] = "all"
+    """Outputs that the global average pool takes."""
+    spatial_bias: Literal["none", "box"] = "none"
+    """Extension: `box` raises attention on the tokens inside the box, adds the box's pooled tokens to its prompt, and
+    biases text prompts by the similarity of token and text. Off in the paper; decisive at small budgets."""
+
+
+class ModelConfig(Section):
+    """The CLOC model."""
+
+    init_from: str = ""
+    """Hub id or folder of a CLIP checkpoint to start from; empty trains from scratch."""
+    embed_dim: Positive = 512
+    """Width of the shared embedding space."""
+    vision: VisionConfig = VisionConfig()
+    text: TextConfig = TextConfig()
+    prompter: PrompterConfig = PrompterConfig()
+
+
+class LossConfig(Section):
+    """The objective (METHOD, Losses)."""
+
+    max_regions: Positive = 4
+    """M: regions sampled at random an image at most."""
+    region_weight: Annotated[float, Field(ge=0)] = 1.0
+    """Lambda before it is multiplied by the share of images with regions."""
+    similar_text_threshold: Annotated[float, Field(gt=0, le=1)] = 0.9
+    """Negatives whose text is more similar than this are dropped; 1 switches the filter off."""
+    grounding: Literal["none", "l2", "l1_giou"] = "l2"
+    """Loss of the box head; `l2` is the paper's."""
+    temperature: Literal["separate", "shared"] = "separate"
+    """Whether image and region losses have their own learnable scale."""
+    init_scale: Annotated[float, Field(gt=0)] = 14.285714
+    """Logit scale at the start (CLIP: 1 / 0.07)."""
+    max_scale: Annotated[float, Field(gt=0)] = 100.0
+    """Logit scale at most (CLIP: 100)."""
+
+
+class TrainConfig(Section):
+    """Pre-training (METHOD, Table A)."""
+
+    steps: Positive = 439_087
+    """Optimiser steps of CLOC and of the CLIP baseline at equal steps."""
+    batch_size: Annotated[int, Field(ge=2)] = 32_768
+    """Images a step over all processes."""
+    learning_rate: Annotated[float, Field(gt=0)] = 5e-4
+    """Peak learning rate."""
+    warmup_steps: NonNegative = 2000
+    """Steps of linear warm-up; cosine decay to zero after."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.2
+    """AdamW's weight decay, on matrices only."""
+    betas: Annotated[tuple[float, float], Field(strict=False)] = (0.9, 0.98)
+    """AdamW's beta 1 and beta 2."""
+    grad_clip: Annotated[float, Field(gt=0)] = 1.0
+    """Largest norm of the gradient."""
+    alt_text_share: Share = 0.5
+    """Share of samples that take the alt-text for caption; the others take the generated or human one."""
+    precision: Literal["float32", "bfloat16"] = "bfloat16"
+    """bfloat16 is autocast; weights and optimiser stay in float32."""
+    seed: NonNegative = 0
+    """Seed of weights, order and sampling."""
+    processes: Positive = 1
+    """Processes (ranks) on this machine."""
+    scheduler: Literal["local_cwd"] = "local_cwd"
+    """TorchX scheduler that runs the job."""
+    max_restarts: NonNegative = 0
+    """How often a failed job is restarted; it goes on from its last checkpoint."""
+    checkpoint_every: Positive = 1000
+    """Steps between checkpoints."""
+    keep_checkpoints: Positive = 2
+    """Newest checkpoints that are kept."""
+    log_every: Positive = 50
+    """Steps between metric records."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where training runs."""
+
+
+class EvaluationConfig(Section):
+    """Stage: protocols and the gate before registration."""
+
+    batch_size: Positive = 128
+    """Images a batch."""
+    pictures: NonNegative = 12
+    """Pictures a gallery of the report."""
+    min_region_gain: Annotated[float, Field(ge=0)] = 1.0
+    """Gate: CLOC's region mAcc over the best plain-CLIP row must be at least this."""
+    max_image_loss: Share = 0.05
+    """Gate: mean image-text R@1 may be this much (absolute) below CLIP's at equal steps."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where evaluation runs."""
+
+
+class DecoderConfig(TowerConfig):
+    """A language model made from its config when no checkpoint is named."""
+
+    context_length: Positive = 256
+    """Longest sequence, image tokens included."""
+    vocab_size: Annotated[int, Field(ge=300)] = 2048
+    """Entries of the vocabulary that is trained on the instructions."""
+
+
+class AdapterConfig(Section):
+    """Stage: a LLaVA-style model that refers and grounds, on the frozen encoder."""
+
+    language_model: str = ""
+    """Hub id or folder of a causal language model; empty makes a small Llama from `decoder`."""
+    decoder: DecoderConfig = DecoderConfig()
+    lora_rank: NonNegative = 16
+    """Rank of LoRA on a named language model; 0 trains the projector only. A made one is trained whole."""
+    steps: Positive = 2000
+    """Optimiser steps."""
+    batch_size: Positive = 32
+    """Conversations a step."""
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    """Peak learning rate."""
+    warmup_steps: NonNegative = 50
+    """Steps of linear warm-up; cosine decay to zero after."""
+    precision: Literal["float32", "bfloat16"] = "bfloat16"
+    """bfloat16 is autocast."""
+    seed: NonNegative = 0
+    """Seed of weights, order and templates."""
+    eval_images: Positive = 300
+    """Test images of the adapter's evaluation at most."""
+    log_every: Positive = 50
+    """Steps between metric records."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where tuning runs."""
+
+
+class TrackingConfig(Section):
+    """MLflow."""
+
+    uri: str = ""
+    """Tracking server or store; empty takes MLFLOW_TRACKING_URI, else SQLite in the working directory."""
+    experiment: str = "cloc"
+    """Experiment that runs are filed under."""
+    model_name: str = "cloc"
+    """Name in the model registry."""
+
+
+class Config(Section):
+    """All settings."""
+
+    data: DataConfig = DataConfig()
+    captioning: CaptioningConfig = CaptioningConfig()
+    grounding: GroundingConfig = GroundingConfig()
+    validation: ValidationConfig = ValidationConfig()
+    model: ModelConfig = ModelConfig()
+    loss: LossConfig = LossConfig()
+    train: TrainConfig = TrainConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    adapter: AdapterConfig = AdapterConfig()
+    tracking: TrackingConfig = TrackingConfig()

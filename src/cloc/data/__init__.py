@@ -1,0 +1,1 @@
+"""Data: the contract (schema, tables, shards), storage, ingest, scenes, transforms, loader."""

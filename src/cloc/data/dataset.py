@@ -1,0 +1,105 @@
+"""A data set by the contract, opened: its manifest, its shards as streams, its tables joined by key.
+
+Images and tables may lie apart: `Dataset.open("data/train", captions="work/captions", regions="work/regions")` reads
+the tars of the first and the tables of the others.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cloc.data import tables
+from cloc.data.schema import MANIFEST, Manifest, Shard, Table
+from cloc.data.shards import Sample, read_shard
+from cloc.data.storage import Storage, open_storage
+from cloc.errors import DataError
+from cloc.stage import fingerprint
+
+
+@dataclass(frozen=True)
+class LabeledSample:
+    """A sample with its rows of the captions and regions tables (dicts by the contract's columns)."""
+
+    sample: Sample
+    captions: tuple[dict[str, Any], ...] = ()
+    regions: tuple[dict[str, Any], ...] = ()
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """An open data set.
+
+    Attributes:
+        images: storage of the manifest and of the tars.
+        manifest: its manifest.
+        captions, regions: storages that hold these tables.
+    """
+
+    images: Storage
+    manifest: Manifest
+    captions: Storage
+    regions: Storage
+
+    @classmethod
+    def open(
+        cls, url: str | Path, *, captions: str | Path | None = None, regions: str | Path | None = None
+    ) -> "Dataset":
+        """Opens a data set whose tables lie beside the images unless said otherwise.
+
+        Raises:
+            DataError: there is no manifest, or it is not one.
+        """
+        storage = open_storage(url)
+        if not storage.exists(MANIFEST):
+            raise DataError(f"{url}: no data set here (there is no {MANIFEST})")
+        manifest = Manifest.from_json(storage.read_bytes(MANIFEST).decode(), source=f"{url}/{MANIFEST}")
+        return cls(
+            images=storage,
+            manifest=manifest,
+            captions=open_storage(captions) if captions else storage,
+            regions=open_storage(regions) if regions else storage,
+        )
+
+    @property
+    def digest(self) -> str:
+        """Hash of the images: of the shards' hashes in order."""
+        return fingerprint([shard.sha256 for shard in self.manifest.shards])
+
+    def read_samples(self, shard: Shard) -> Iterator[Sample]:
+        """Streams a shard's samples."""
+        source = shard.path if "://" in shard.path else f"{self.images.url}/{shard.path}"
+        with self._open(shard) as stream:
+            yield from read_shard(stream, source=source)
+
+    def _open(self, shard: Shard) -> Any:
+        if "://" in shard.path or shard.path.startswith("/"):
+            folder, _, name = shard.path.rpartition("/")
+            return open_storage(folder).open(name)
+        return self.images.open(shard.path)
+
+    def rows(self, table: Table, shard: Shard) -> dict[str, list[dict[str, Any]]]:
+        """A shard's table as rows by key; empty when the shard has no such table."""
+        storage = {"captions": self.captions, "regions": self.regions, "quarantine": self.images}[table]
+        found: dict[str, list[dict[str, Any]]] = defaultdict(list)
+        if tables.has_table(storage, table, shard.name):
+            for row in tables.read_table(storage, table, shard.name).to_pylist():
+                found[row["key"]].append(row)
+        return dict(found)
+
+    def read(self, shard: Shard) -> Iterator[LabeledSample]:
+        """Streams a shard's samples joined with their captions and regions."""
+        captions, regions = self.rows("captions", shard), self.rows("regions", shard)
+        for sample in self.read_samples(shard):
+            yield LabeledSample(sample, tuple(captions.get(sample.key, ())), tuple(regions.get(sample.key, ())))
+
+    def read_all(self) -> Iterator[LabeledSample]:
+        """Streams the whole data set, shard after shard."""
+        for shard in self.manifest.shards:
+            yield from self.read(shard)
+
+
+def write_manifest(storage: Storage, manifest: Manifest) -> None:
+    """Writes the manifest: the last thing written, so that a data set without one is unfinished."""
+    storage.write_bytes(MANIFEST, manifest.to_json().encode())

@@ -1,0 +1,59 @@
+"""What a stage is: one function `run(config, *, inputs, outputs) -> StageResult`.
+
+The command line, a DVC stage and a KFP component all call it through `cloc.stages.run_stage`, so that a stage
+behaves alike everywhere. Stages meet only through the data contract and the files named here.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+RESULT_FILE = "stage_result.json"
+CONFIG_FILE = "config.yaml"
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """What a stage reports, whoever called it.
+
+    Attributes:
+        stage: name of the stage in the registry.
+        metrics: numbers to compare runs by; keys are the MLflow metric names ("region/mAcc").
+        counts: how many items went through, were skipped, were quarantined.
+        message: one line for a person.
+        artifacts: files or folders worth keeping with the run, by the name to show.
+    """
+
+    stage: str
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    counts: Mapping[str, int] = field(default_factory=dict)
+    message: str = ""
+    artifacts: Mapping[str, str] = field(default_factory=dict)
+
+    def save(self, folder: str | Path) -> Path:
+        """Writes the result as JSON into `folder` and returns the file's path."""
+        path = Path(folder) / RESULT_FILE
+        path.parent.mkdir(parents=True, exist_ok=True)
+        body = {
+            "stage": self.stage,
+            "metrics": dict(self.metrics),
+            "counts": dict(self.counts),
+            "message": self.message,
+            "artifacts": dict(self.artifacts),
+        }
+        path.write_text(json.dumps(body, indent=2, sort_keys=True) + "\n")
+        return path
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "StageResult":
+        """Reads what `save` wrote."""
+        return cls(**json.loads((Path(folder) / RESULT_FILE).read_text()))
+
+
+def fingerprint(*parts: Any) -> str:
+    """A short stable hash of JSON-like values (settings, hashes, names): 16 hexadecimal digits."""
+    text = json.dumps(parts, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -30,7 +30,8 @@ def as_boxes(boxes: npt.ArrayLike) -> BoxesXYXY:
 
 def area(boxes: BoxesXYXY) -> npt.NDArray[np.floating]:
     """Areas of the boxes, shape (N,), as a share of the image; degenerate boxes have area 0."""
-    return np.clip(boxes[:, 2] - boxes[:, 0], 0, None) * np.clip(boxes[:, 3] - boxes[:, 1], 0, None)
+    sides: npt.NDArray[np.floating] = np.clip(boxes[:, 2:] - boxes[:, :2], 0, None)
+    return sides[:, 0] * sides[:, 1]
 
 
 def iou(a: BoxesXYXY, b: BoxesXYXY) -> npt.NDArray[np.floating]:
@@ -39,7 +40,8 @@ def iou(a: BoxesXYXY, b: BoxesXYXY) -> npt.NDArray[np.floating]:
     bottom_right = np.minimum(a[:, None, 2:], b[None, :, 2:])
     overlap = np.clip(bottom_right - top_left, 0, None).prod(axis=2)
     union = area(a)[:, None] + area(b)[None, :] - overlap
-    return np.divide(overlap, union, out=np.zeros_like(overlap), where=union > 0)
+    ratio: npt.NDArray[np.floating] = np.divide(overlap, union, out=np.zeros_like(overlap), where=union > 0)
+    return ratio
 
 
 def nms(boxes: BoxesXYXY, scores: npt.NDArray[np.floating], *, threshold: float) -> npt.NDArray[np.intp]:
@@ -84,7 +86,9 @@ class Letterbox:
 
     def __post_init__(self) -> None:
         if min(self.width, self.height, self.size) < 1:
-            raise ValueError(f"Letterbox: sides must be at least 1 pixel, got {self.width}x{self.height} -> {self.size}")
+            raise ValueError(
+                f"Letterbox: sides must be at least 1 pixel, got {self.width}x{self.height} -> {self.size}"
+            )
 
     @property
     def resized(self) -> tuple[int, int]:

@@ -23,7 +23,7 @@ class DataError(ClocError, ValueError):
     exit_code = 3
 
 
-class GateFailed(ClocError):
+class GateFailed(ClocError):  # noqa: N818 (a verdict, not a fault)
     """A quality gate (validation, evaluation) stopped the pipeline; the message is the reason."""
 
     exit_code = 4

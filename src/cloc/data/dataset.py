@@ -100,6 +100,20 @@ class Dataset:
             yield from self.read(shard)
 
 
+def resolve_split(data: str | Path, split: str) -> str:
+    """The data set to use: `data` itself when it is one, else the split `data/<split>` of a collection.
+
+    Raises:
+        DataError: neither is a data set.
+    """
+    storage = open_storage(data)
+    if storage.exists(MANIFEST):
+        return str(data)
+    if storage.exists(f"{split}/{MANIFEST}"):
+        return f"{str(data).rstrip('/')}/{split}"
+    raise DataError(f"{data}: neither a data set nor a collection with a split {split!r} (there is no {MANIFEST})")
+
+
 def write_manifest(storage: Storage, manifest: Manifest) -> None:
     """Writes the manifest: the last thing written, so that a data set without one is unfinished."""
     storage.write_bytes(MANIFEST, manifest.to_json().encode())

@@ -29,9 +29,7 @@ Table = Literal["captions", "regions", "quarantine"]
 CAPTION_KINDS = ("alt_text", "generated", "human")
 
 SCHEMAS: dict[str, pa.Schema] = {
-    "captions": pa.schema(
-        [("key", pa.string()), ("text", pa.string()), ("kind", pa.string()), ("model", pa.string())]
-    ),
+    "captions": pa.schema([("key", pa.string()), ("text", pa.string()), ("kind", pa.string()), ("model", pa.string())]),
     # Boxes are xyxy in [0, 1] of the original image. `text` is what the region is described by in training;
     # `label` is its class name where the source has one ("" otherwise) and serves evaluation alone.
     "regions": pa.schema(

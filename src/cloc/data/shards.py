@@ -38,7 +38,9 @@ class ShardWriter:
 
     def __init__(self) -> None:
         self._buffer = io.BytesIO()
-        self._tar = tarfile.open(fileobj=self._buffer, mode="w", format=tarfile.USTAR_FORMAT)
+        self._tar = tarfile.open(  # noqa: SIM115 (closed by `write`)
+            fileobj=self._buffer, mode="w", format=tarfile.USTAR_FORMAT
+        )
         self._keys: set[str] = set()
 
     def __len__(self) -> int:

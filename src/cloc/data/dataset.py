@@ -68,10 +68,14 @@ class Dataset:
         return fingerprint([shard.sha256 for shard in self.manifest.shards])
 
     def read_samples(self, shard: Shard) -> Iterator[Sample]:
-        """Streams a shard's samples."""
+        """Streams a shard's samples.
+
+        Raises:
+            DataError: the shard is empty, truncated, or does not hold the number of images that the manifest says.
+        """
         source = shard.path if "://" in shard.path else f"{self.images.url}/{shard.path}"
         with self._open(shard) as stream:
-            yield from read_shard(stream, source=source)
+            yield from read_shard(stream, source=source, images=shard.images)
 
     def _open(self, shard: Shard) -> Any:
         if "://" in shard.path or shard.path.startswith("/"):
@@ -93,6 +97,22 @@ class Dataset:
         captions, regions = self.rows("captions", shard), self.rows("regions", shard)
         for sample in self.read_samples(shard):
             yield LabeledSample(sample, tuple(captions.get(sample.key, ())), tuple(regions.get(sample.key, ())))
+
+    def check(self, shard: Shard) -> None:
+        """Reads a shard through and compares its tables' keys with its samples'.
+
+        Raises:
+            DataError: the shard cannot be read whole, or a table has rows for images that are not in it.
+        """
+        keys = {sample.key for sample in self.read_samples(shard)}
+        for table in ("captions", "regions"):
+            unknown = sorted(self.rows(table, shard).keys() - keys)
+            if unknown:
+                path = tables.table_path(table, shard.name)
+                raise DataError(
+                    f"{self.images.url}: {path} has {len(unknown)} keys that are not in {shard.path} "
+                    f"(first: {unknown[0]!r}); it belongs to another data set or must be made again"
+                )
 
     def read_all(self) -> Iterator[LabeledSample]:
         """Streams the whole data set, shard after shard."""

@@ -13,7 +13,10 @@ from cloc.data.schema import IMAGE_SUFFIXES, Shard
 from cloc.data.storage import Storage
 from cloc.errors import DataError
 
-_KEY = re.compile(r"^[A-Za-z0-9_\-]{1,200}$")
+# A USTAR header holds 100 characters of a name without folders: 95 leave room for ".webp" and ".json".
+MAX_KEY = 95
+_KEY = re.compile(rf"[A-Za-z0-9_\-]{{1,{MAX_KEY}}}")
+_END_OF_TAR = bytes(2 * tarfile.BLOCKSIZE)
 
 
 @dataclass(frozen=True)
@@ -48,8 +51,8 @@ class ShardWriter:
 
     def add(self, sample: Sample) -> None:
         """Appends a sample."""
-        if not _KEY.match(sample.key):
-            raise DataError(f"key {sample.key!r}: use 1 to 200 letters, digits, '_' and '-'")
+        if not _KEY.fullmatch(sample.key):
+            raise DataError(f"key {sample.key!r}: use 1 to {MAX_KEY} letters, digits, '_' and '-'")
         if sample.key in self._keys:
             raise DataError(f"key {sample.key!r} stands twice in a shard")
         if sample.suffix not in IMAGE_SUFFIXES:
@@ -74,28 +77,70 @@ class ShardWriter:
         return Shard(name=name, path=path, images=len(self), bytes=len(body), sha256=digest)
 
 
-def read_shard(stream: BinaryIO, *, source: str) -> Iterator[Sample]:
+class _TailReader(io.RawIOBase):
+    """Passes a stream on and remembers its last bytes: tarfile takes a tar that is cut at a header for a whole one."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+        self.tail = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        body = self._stream.read(size)
+        self.tail = (self.tail + body)[-len(_END_OF_TAR) :]
+        return body
+
+
+def read_shard(stream: BinaryIO, *, source: str, images: int | None = None) -> Iterator[Sample]:
     """Samples of a tar, streamed in order; members of one sample are neighbours, as WebDataset demands.
 
+    Args:
+        stream: the tar, read front to back.
+        source: what to call it in errors.
+        images: how many samples it must have, where that is known.
+
     Raises:
-        DataError: the tar is truncated or not a tar, or a sample has no image; names `source`.
+        DataError: the tar is empty, truncated or not a tar, has another number of samples, or a sample has a bad key
+            or no image; names `source`.
     """
-    key, parts = "", dict[str, bytes]()
+    found = 0
+    reader = _TailReader(stream)
     try:
-        with tarfile.open(fileobj=stream, mode="r|") as tar:
-            for member in tar:
-                if not member.isfile():
-                    continue
-                stem, _, suffix = member.name.partition(".")
-                if stem != key and parts:
-                    yield _sample(key, parts, source=source)
-                    parts = {}
-                key = stem
-                body = tar.extractfile(member)
-                assert body is not None
-                parts[suffix.lower()] = body.read()
+        with tarfile.open(fileobj=reader, mode="r|") as tar:
+            for sample in _samples(tar, source=source):
+                found += 1
+                yield sample
+        while reader.read(1 << 20):
+            pass
     except (tarfile.TarError, EOFError) as error:
-        raise DataError(f"{source}: not a readable tar ({error})") from None
+        raise DataError(f"{source}: empty, truncated or not a tar ({error}); write this shard again") from None
+    if reader.tail != _END_OF_TAR:
+        raise DataError(f"{source}: truncated after {found} samples (no end-of-archive mark); write this shard again")
+    if not found:
+        raise DataError(f"{source}: empty shard (a tar without samples); leave it out of the manifest")
+    if images is not None and found != images:
+        raise DataError(f"{source}: {found} samples, the manifest says {images}; write this shard again")
+
+
+def _samples(tar: tarfile.TarFile, *, source: str) -> Iterator[Sample]:
+    key, parts = "", dict[str, bytes]()
+    for member in tar:
+        if not member.isfile():
+            continue
+        stem, _, suffix = member.name.partition(".")
+        if not _KEY.fullmatch(stem):
+            raise DataError(
+                f"{source}: member {member.name[:100]!r} has no key of 1 to {MAX_KEY} letters, digits, _ and -"
+            )
+        if stem != key and parts:
+            yield _sample(key, parts, source=source)
+            parts = {}
+        key = stem
+        body = tar.extractfile(member)
+        assert body is not None
+        parts[suffix.lower()] = body.read()
     if parts:
         yield _sample(key, parts, source=source)
 

@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO, Protocol, cast
+from typing import BinaryIO, Protocol
 
 from cloc.errors import DataError
 
@@ -31,11 +31,22 @@ class Storage(Protocol):
     def write_file(self, path: str, source: Path) -> None:
         """Moves a local file in as an object, whole, replacing what was there."""
 
+    def delete(self, path: str) -> None:
+        """Removes an object; nothing happens when there is none."""
+
     def exists(self, path: str) -> bool:
         """Whether there is such an object."""
 
     def list(self, prefix: str) -> list[str]:
         """Paths of the objects below a folder, sorted."""
+
+
+def relative_path(path: str, *, root: str) -> PurePosixPath:
+    """`path` as a path below `root`. Raises DataError when it would lead out of it."""
+    parts = PurePosixPath(path)
+    if parts.is_absolute() or ".." in parts.parts or "\0" in path:
+        raise DataError(f"{path!r} points outside {root}")
+    return parts
 
 
 class FolderStorage:
@@ -49,10 +60,7 @@ class FolderStorage:
         return str(self._root)
 
     def _path(self, path: str) -> Path:
-        parts = PurePosixPath(path)
-        if parts.is_absolute() or ".." in parts.parts:
-            raise DataError(f"{path!r} points outside {self._root}")
-        return self._root / parts
+        return self._root / relative_path(path, root=str(self._root))
 
     def open(self, path: str) -> BinaryIO:
         try:
@@ -84,6 +92,9 @@ class FolderStorage:
         shutil.move(source, temporary)
         temporary.replace(target)
 
+    def delete(self, path: str) -> None:
+        self._path(path).unlink(missing_ok=True)
+
     def exists(self, path: str) -> bool:
         return self._path(path).is_file()
 
@@ -101,5 +112,5 @@ def open_storage(url: str | Path) -> Storage:
     if scheme == "s3":
         from cloc.data.s3 import S3Storage
 
-        return cast(Storage, S3Storage(text))
+        return S3Storage(text)
     raise DataError(f"{text}: storage {scheme}:// is unknown; use a folder or s3://bucket/prefix")

@@ -65,5 +65,8 @@ def is_current(storage: Storage, table: Table, shard: str, *, input_hash: str, c
     """Whether the table is there and was made from this input with these settings."""
     if not has_table(storage, table, shard):
         return False
-    metadata = pq.read_metadata(pa.BufferReader(storage.read_bytes(table_path(table, shard)))).metadata or {}
+    try:
+        metadata = pq.read_metadata(pa.BufferReader(storage.read_bytes(table_path(table, shard)))).metadata or {}
+    except pa.ArrowInvalid:
+        return False  # broken: to be made again
     return metadata.get(_INPUT) == input_hash.encode() and metadata.get(_CONFIG) == config_hash.encode()

@@ -1,0 +1,112 @@
+"""Checking one image file of unknown origin: decoded once, whole, before it may enter a data set.
+
+What comes out is what is seen: EXIF rotation applied (boxes are of the picture as a viewer shows it), one frame, 8-bit
+RGB or grey, transparency laid on white. A plain jpg, png or webp keeps its bytes; everything else is encoded again.
+"""
+
+import io
+import warnings
+from dataclasses import dataclass
+from typing import Literal
+
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+
+Suffix = Literal["jpg", "png", "webp"]
+
+# Formats that are opened at all: fewer decoders, fewer surprises from hostile files.
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+_KEPT: dict[str, Suffix] = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
+_LOSSY = ("JPEG", "MPO", "WEBP")
+_JPEG_QUALITY = 95
+
+
+@dataclass(frozen=True)
+class CheckedImage:
+    """A usable image.
+
+    Attributes:
+        body: the encoded file to store.
+        suffix: its format: "jpg", "png" or "webp", by content and not by file name.
+        width, height: of the picture as seen, pixels.
+        reencoded: whether `body` differs from the bytes that were checked.
+    """
+
+    body: bytes
+    suffix: Suffix
+    width: int
+    height: int
+    reencoded: bool
+
+
+def check_image(body: bytes, *, min_side: int, max_pixels: int) -> CheckedImage | str:
+    """Decodes an image and makes it storable, or says why it cannot be used.
+
+    Args:
+        body: the file's bytes.
+        min_side: least shorter side, pixels.
+        max_pixels: largest width x height; judged by the header, before anything is decoded.
+
+    Returns:
+        The image, or the reason for its quarantine in a few words.
+    """
+    if not body:
+        return "empty file"
+    with warnings.catch_warnings():
+        # Pillow warns of large images (judged here by `max_pixels`) and of odd metadata.
+        warnings.simplefilter("ignore")
+        try:
+            with Image.open(io.BytesIO(body), formats=_FORMATS) as image:
+                return _refusal(image, min_side=min_side, max_pixels=max_pixels) or _checked(image, body)
+        except UnidentifiedImageError:
+            return f"not an image ({', '.join(_FORMATS).lower()})"
+        except Image.DecompressionBombError:
+            return "too many pixels (decompression bomb)"
+        except MemoryError:
+            raise
+        except Exception as error:
+            # Decoders meet hostile bytes with errors of any type; each means that this file cannot be decoded.
+            return f"cannot be decoded ({' '.join(str(error).split())[:120] or type(error).__name__})"
+
+
+def _refusal(image: Image.Image, *, min_side: int, max_pixels: int) -> str | None:
+    """What the header alone rules out."""
+    if min(image.size) < min_side:
+        return f"too small ({image.width}x{image.height} pixels, the shorter side must be {min_side})"
+    if image.width * image.height > max_pixels:
+        return f"too many pixels ({image.width}x{image.height}, at most {max_pixels})"
+    # A camera's MPO is a JPEG with previews behind it: its first frame is the picture.
+    frames = getattr(image, "n_frames", 1)
+    if frames > 1 and image.format != "MPO":
+        return f"animated or of several pages ({frames} frames)"
+    if image.mode in ("F", "I"):
+        return f"pixels of 32 bits (mode {image.mode}) have no fixed range"
+    return None
+
+
+def _checked(image: Image.Image, body: bytes) -> CheckedImage:
+    format_ = image.format or ""
+    image.load()
+    rotated = image.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9)
+    plain = image.mode in ("RGB", "L") and not image.has_transparency_data
+    if plain and not rotated and format_ in _KEPT:
+        return CheckedImage(body, _KEPT[format_], image.width, image.height, reencoded=False)
+    profile = image.info.get("icc_profile") if plain else None
+    seen = _eight_bit(ImageOps.exif_transpose(image))
+    sink = io.BytesIO()
+    if format_ in _LOSSY:
+        seen.save(sink, "JPEG", quality=_JPEG_QUALITY, subsampling=0, icc_profile=profile)
+    else:
+        seen.save(sink, "PNG", icc_profile=profile)
+    suffix: Suffix = "jpg" if format_ in _LOSSY else "png"
+    return CheckedImage(sink.getvalue(), suffix, seen.width, seen.height, reencoded=True)
+
+
+def _eight_bit(image: Image.Image) -> Image.Image:
+    """The picture as RGB or L without transparency."""
+    if image.mode.startswith("I;16"):
+        return image.point(lambda value: value / 256).convert("L")
+    if image.has_transparency_data:
+        layer = image.convert("RGBA")
+        paper = Image.new("RGBA", layer.size, "white")
+        return Image.alpha_composite(paper, layer).convert("RGB")
+    return image if image.mode in ("RGB", "L") else image.convert("L" if image.mode == "1" else "RGB")

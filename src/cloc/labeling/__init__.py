@@ -1,0 +1,1 @@
+"""Labelling (VESL): captions, phrases, boxes, and the one resumable shard worker behind both stages."""

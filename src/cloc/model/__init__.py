@@ -1,0 +1,1 @@
+"""The model: Prompter, CLOC over transformers' CLIP, processor, losses."""

@@ -1,0 +1,128 @@
+"""From images and texts to tensors: tokenizer and letterbox, saved beside the weights (METHOD, Training).
+
+Images: long side resized, then padded to the square, boxes mapped. Text: lower-cased, at most `context_length` tokens.
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+from torch import Tensor
+from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPTokenizer
+
+from cloc.boxes import Letterbox
+from cloc.data.transforms import PIXEL_MEAN, PIXEL_STD, letterbox
+from cloc.errors import ConfigError
+
+_BOS, _EOS = "<|startoftext|>", "<|endoftext|>"
+
+
+def train_tokenizer(texts: Iterable[str], *, vocab_size: int, context_length: int) -> CLIPTokenizer:
+    """Trains a BPE tokenizer of CLIP's kind on texts; equal texts give an equal tokenizer.
+
+    Raises:
+        ConfigError: there is no text.
+    """
+    bpe = Tokenizer(models.BPE(unk_token=_EOS, end_of_word_suffix="</w>", continuing_subword_prefix=""))
+    bpe.normalizer = normalizers.Lowercase()
+    # CLIP's own splitting, so that the vocabulary fits the tokenizer that will use it.
+    reference = CLIPTokenizer(vocab={_BOS: 0, _EOS: 1}, merges=[])
+    bpe.pre_tokenizer = reference.backend_tokenizer.pre_tokenizer
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[_BOS, _EOS],
+        initial_alphabet=sorted(alphabet),
+        end_of_word_suffix="</w>",
+        show_progress=False,
+    )
+    counted = 0
+
+    def stream() -> Iterable[str]:
+        nonlocal counted
+        for text in texts:
+            counted += 1
+            yield text
+
+    bpe.train_from_iterator(stream(), trainer)
+    if not counted:
+        raise ConfigError("cannot train a tokenizer: the data set has no captions; set model.text.tokenizer")
+    state = _complete(bpe)
+    return CLIPTokenizer(vocab=state[0], merges=state[1], model_max_length=context_length)
+
+
+def _complete(bpe: Tokenizer) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """Vocabulary and merges, with the end-of-word form of every byte, so that no text is out of the vocabulary."""
+    model = json.loads(bpe.to_str())["model"]
+    vocab: dict[str, int] = dict(model["vocab"])
+    for symbol in sorted(pre_tokenizers.ByteLevel.alphabet()):
+        vocab.setdefault(f"{symbol}</w>", len(vocab))
+    return vocab, [tuple(pair) for pair in model["merges"]]
+
+
+class CLOCProcessor:
+    """Tokenizer and image transform of one model.
+
+    Attributes:
+        tokenizer: a `transformers` tokenizer.
+        image_size: side of the network input, pixels.
+        context_length: longest text, tokens.
+    """
+
+    def __init__(self, tokenizer: Any, *, image_size: int, context_length: int) -> None:
+        self.tokenizer, self.image_size, self.context_length = tokenizer, image_size, context_length
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, *, image_size: int, context_length: int) -> "CLOCProcessor":
+        """Loads the tokenizer of a checkpoint (folder or hub id). Raises ConfigError when there is none."""
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(str(folder))
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"no tokenizer in {folder}: {str(error).splitlines()[0]}") from None
+        return cls(tokenizer, image_size=image_size, context_length=context_length)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Writes the tokenizer and a CLIP image processor that describes the normalisation."""
+        self.tokenizer.save_pretrained(str(folder))
+        size = {"shortest_edge": self.image_size}
+        crop = {"height": self.image_size, "width": self.image_size}
+        CLIPImageProcessorPil(size=size, crop_size=crop, image_mean=PIXEL_MEAN, image_std=PIXEL_STD).save_pretrained(
+            str(folder)
+        )
+
+    def tokenize(self, texts: Sequence[str]) -> Tensor:
+        """Lower-cased, truncated, padded to the longest: T texts -> token ids (T, L).
+
+        No mask is needed: the text encoder is causal and pools at the first end-of-text token.
+        """
+        coded = self.tokenizer(
+            [text.lower() for text in texts],
+            padding=True,
+            truncation=True,
+            max_length=self.context_length,
+            return_tensors="pt",
+        )
+        ids: Tensor = coded["input_ids"]
+        return ids
+
+    def letterbox(self, image: Image.Image) -> tuple[npt.NDArray[np.uint8], Letterbox]:
+        """An RGB image -> (S, S, 3) uint8 and the map of its boxes."""
+        return letterbox(image, size=self.image_size)
+
+    def pixels(self, images: Sequence[Image.Image]) -> Tensor:
+        """Images -> normalised network input (B, 3, S, S) float32."""
+        stacked = np.stack([self.letterbox(image)[0] for image in images])
+        return normalize(torch.from_numpy(stacked))
+
+
+def normalize(pixels_BSS3: Tensor) -> Tensor:
+    """uint8 pixels (B, S, S, 3) -> network input (B, 3, S, S) float32, CLIP's mean and deviation."""
+    mean = torch.tensor(PIXEL_MEAN, device=pixels_BSS3.device).view(3, 1, 1)
+    std = torch.tensor(PIXEL_STD, device=pixels_BSS3.device).view(3, 1, 1)
+    return (pixels_BSS3.permute(0, 3, 1, 2).float() / 255 - mean) / std

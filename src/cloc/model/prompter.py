@@ -1,0 +1,212 @@
+"""The Prompter: spatial tokens and a prompt -> a region's features (METHOD, Model).
+
+One transformer layer over [prompt tokens, image tokens], a global average pool. The image is encoded once and prompted
+many times; where the pool reads prompt tokens alone, the image tokens' keys and values are shared by all prompts of an
+image, so that a prompt costs next to nothing.
+
+Shapes: B images, M prompts an image, P tokens a prompt, N = 1 + G * G spatial tokens ([CLS] first), D ViT width,
+E embedding width, H heads. Boxes are xyxy in [0, 1] of the padded network input.
+"""
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+Pool = Literal["all", "image", "prompt"]
+SpatialBias = Literal["none", "box"]
+
+
+def sinusoidal(points_X2: Tensor, *, width: int) -> Tensor:
+    """Sinusoidal encoding of points in [0, 1]^2: (..., 2) -> (..., width); width must be a multiple of 4."""
+    if width % 4:
+        raise ValueError(f"width: the sinusoidal encoding needs a multiple of 4, got {width}")
+    steps = torch.arange(width // 4, device=points_X2.device, dtype=torch.float32)
+    # From one period over 2 images to one over about 1/50 of an image, as far as a corner can be told apart.
+    frequencies = math.pi * torch.pow(100.0, steps / max(1, width // 4 - 1))
+    angles = points_X2.float()[..., None] * frequencies
+    return torch.cat([angles.sin(), angles.cos()], dim=-1).flatten(-2)
+
+
+def grid_centres(grid: int, *, device: torch.device | None = None) -> Tensor:
+    """Centres of the grid's cells in [0, 1]^2, row by row: (G * G, 2) as (x, y)."""
+    axis = (torch.arange(grid, device=device, dtype=torch.float32) + 0.5) / grid
+    y, x = torch.meshgrid(axis, axis, indexing="ij")
+    return torch.stack([x, y], dim=-1).reshape(-1, 2)
+
+
+def coverage(boxes_BM4: Tensor, *, grid: int) -> Tensor:
+    """Share of each grid cell that a box covers: (B, M, 4) -> (B, M, G * G), in [0, 1]."""
+    edges = torch.arange(grid + 1, device=boxes_BM4.device, dtype=torch.float32) / grid
+    boxes = boxes_BM4.float()
+
+    def overlap(low: Tensor, high: Tensor) -> Tensor:
+        inside = torch.minimum(high[..., None], edges[1:]) - torch.maximum(low[..., None], edges[:-1])
+        return inside.clamp_min(0) * grid
+
+    x, y = overlap(boxes[..., 0], boxes[..., 2]), overlap(boxes[..., 1], boxes[..., 3])
+    return (y[..., :, None] * x[..., None, :]).flatten(-2)
+
+
+def init_linear(layer: nn.Linear) -> None:
+    """Weights of deviation 1 / sqrt(fan-in), biases 0."""
+    nn.init.normal_(layer.weight, std=layer.in_features**-0.5)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+
+
+class PrompterLayer(nn.Module):
+    """A pre-norm transformer layer over prompt tokens and image tokens, kept apart so that image keys are shared."""
+
+    def __init__(self, width: int, *, heads: int) -> None:
+        super().__init__()
+        if width % heads:
+            raise ValueError(f"heads: width {width} must be divisible by heads, got {heads}")
+        self.heads = heads
+        self.attention_norm = nn.LayerNorm(width)
+        self.query = nn.Linear(width, width)
+        self.key_value = nn.Linear(width, 2 * width)
+        self.output = nn.Linear(width, width)
+        self.mlp_norm = nn.LayerNorm(width)
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+
+    def forward(
+        self, prompt_BMPD: Tensor, image_BKND: Tensor, bias_BMN: Tensor | None, *, image_output: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """New prompt tokens (B, M, P, D) and, when asked for, new image tokens (B, M, N, D).
+
+        Args:
+            prompt_BMPD: prompt tokens.
+            image_BKND: image tokens; K = 1 where all prompts of the image share them, else K = M.
+            bias_BMN: added to the attention logits of prompt tokens on image tokens.
+            image_output: whether image tokens are updated as well.
+        """
+        prompt_norm, image_norm = self.attention_norm(prompt_BMPD), self.attention_norm(image_BKND)
+        k_p, v_p = self._split(self.key_value(prompt_norm)).chunk(2, dim=-1)  # (B, M, H, P, d)
+        k_i, v_i = self._split(self.key_value(image_norm)).chunk(2, dim=-1)  # (B, K, H, N, d)
+        attended = self._attend(self._split(self.query(prompt_norm)), k_p, v_p, k_i, v_i, bias_BMN)
+        prompt = self._finish(prompt_BMPD, attended)
+        if not image_output:
+            return prompt, None
+        queries = self._split(self.query(image_norm)).expand(-1, prompt.shape[1], -1, -1, -1)
+        attended = self._attend(queries, k_p, v_p, k_i, v_i, None)
+        return prompt, self._finish(image_BKND, attended)
+
+    def _split(self, x_BMPD: Tensor) -> Tensor:
+        """(B, M, P, D) -> (B, M, H, P, d); for keys and values together d counts both."""
+        return x_BMPD.unflatten(-1, (self.heads, -1)).transpose(-3, -2)
+
+    def _attend(self, q: Tensor, k_p: Tensor, v_p: Tensor, k_i: Tensor, v_i: Tensor, bias_BMN: Tensor | None) -> Tensor:
+        q = q / math.sqrt(q.shape[-1])
+        on_image = _per_image(q, k_i.transpose(-1, -2))
+        if bias_BMN is not None:
+            on_image = on_image + bias_BMN[:, :, None, None, :].to(on_image.dtype)
+        logits = torch.cat([q @ k_p.transpose(-1, -2), on_image], dim=-1)
+        weights = logits.float().softmax(dim=-1).to(v_p.dtype)
+        on_prompt, on_image = weights.split([k_p.shape[-2], k_i.shape[-2]], dim=-1)
+        return (on_prompt @ v_p + _per_image(on_image, v_i)).transpose(-3, -2).flatten(-2)
+
+    def _finish(self, x: Tensor, attended: Tensor) -> Tensor:
+        x = x + self.output(attended)
+        return x + self.mlp(self.mlp_norm(x))
+
+
+def _per_image(rows_BMHPX: Tensor, shared_BKHXY: Tensor) -> Tensor:
+    """Rows of M prompts times K matrices; with K = 1 the prompts are folded into the rows, not the matrix repeated."""
+    if shared_BKHXY.shape[1] != 1:
+        return rows_BMHPX @ shared_BKHXY
+    batch, prompts, heads, tokens, _ = rows_BMHPX.shape
+    folded = rows_BMHPX.transpose(1, 2).reshape(batch, heads, prompts * tokens, -1)
+    return (folded @ shared_BKHXY[:, 0]).unflatten(2, (prompts, tokens)).transpose(1, 2)
+
+
+class Prompter(nn.Module):
+    """Prompt encoder, transformer layers and pool; the projections to the embedding space belong to the model.
+
+    Args:
+        width: D, width of the ViT.
+        embed_dim: E, width of the CLIP embedding (text prompts).
+        grid: G, patches a side.
+        layers, heads: of the transformer (paper: 1 and 1).
+        pool: which outputs the average pool takes.
+        spatial_bias: "none" (paper) or "box" (extension): attention logits raised on the tokens inside the box, the
+            box's pooled tokens added to its prompt, positions added to the image tokens, and text prompts biased by
+            the similarity of token and text.
+    """
+
+    def __init__(
+        self,
+        *,
+        width: int,
+        embed_dim: int,
+        grid: int,
+        layers: int = 1,
+        heads: int = 1,
+        pool: Pool = "all",
+        spatial_bias: SpatialBias = "none",
+    ) -> None:
+        super().__init__()
+        self.width, self.grid, self.pool, self.spatial_bias = width, grid, pool, spatial_bias
+        self.corner_type = nn.Parameter(torch.zeros(2, width))
+        self.text_prompt = nn.Linear(embed_dim, width)
+        self.layers = nn.ModuleList(PrompterLayer(width, heads=heads) for _ in range(layers))
+        self.norm = nn.LayerNorm(width)
+        if spatial_bias == "box":
+            self.box_bias = nn.Parameter(torch.tensor(4.0))
+            self.inside = nn.Linear(width, width)
+            self.token_projection = nn.Linear(width, embed_dim, bias=False)
+            self.text_bias = nn.Parameter(torch.tensor(10.0))
+
+    def reset_parameters(self) -> None:
+        """Weights before training."""
+        nn.init.normal_(self.corner_type, std=0.02)
+        for part in self.modules():
+            if isinstance(part, nn.Linear):
+                init_linear(part)
+        if self.spatial_bias == "box":
+            nn.init.constant_(self.box_bias, 4.0)
+            nn.init.constant_(self.text_bias, 10.0)
+
+    def forward_boxes(self, tokens_BND: Tensor, boxes_BM4: Tensor) -> Tensor:
+        """Features of boxes: (B, N, D), (B, M, 4) -> (B, M, D)."""
+        corners_BM2 = boxes_BM4.unflatten(-1, (2, 2))
+        prompt = sinusoidal(corners_BM2, width=self.width).to(tokens_BND.dtype) + self.corner_type
+        if self.spatial_bias == "none":
+            return self._run(tokens_BND, prompt, None)
+        covered = coverage(boxes_BM4, grid=self.grid).to(tokens_BND.dtype)
+        share = covered / covered.sum(-1, keepdim=True).clamp_min(1e-6)
+        prompt = prompt + self.inside(share @ tokens_BND[:, 1:])[:, :, None]
+        return self._run(tokens_BND, prompt, F.pad(self.box_bias * covered, (1, 0)))
+
+    def forward_texts(self, tokens_BND: Tensor, texts_BME: Tensor) -> Tensor:
+        """Features of text prompts (normalised text embeddings): (B, N, D), (B, M, E) -> (B, M, D)."""
+        prompt = self.text_prompt(texts_BME)[:, :, None]
+        if self.spatial_bias == "none":
+            return self._run(tokens_BND, prompt, None)
+        return self._run(tokens_BND, prompt, F.pad(self.text_bias * self.similarity(tokens_BND, texts_BME), (1, 0)))
+
+    def text_parameters(self) -> list[nn.Parameter]:
+        """Parameters that only text prompts use."""
+        only = list(self.text_prompt.parameters())
+        if self.spatial_bias == "box":
+            only += [*self.token_projection.parameters(), self.text_bias]
+        return only
+
+    def similarity(self, tokens_BND: Tensor, texts_BME: Tensor) -> Tensor:
+        """Cosine of every spatial token and every text, in [-1, 1]: (B, M, G * G). Only with the spatial bias."""
+        seen = F.normalize(self.token_projection(tokens_BND[:, 1:]).float(), dim=-1)
+        return F.normalize(texts_BME.float(), dim=-1) @ seen.transpose(-1, -2)
+
+    def _run(self, tokens_BND: Tensor, prompt_BMPD: Tensor, bias_BMN: Tensor | None) -> Tensor:
+        if self.spatial_bias == "box":
+            where = sinusoidal(grid_centres(self.grid, device=tokens_BND.device), width=self.width)
+            tokens_BND = tokens_BND + F.pad(where, (0, 0, 1, 0)).to(tokens_BND.dtype)
+        prompt, image = prompt_BMPD.to(tokens_BND.dtype), tokens_BND[:, None]
+        for index, layer in enumerate(self.layers):
+            last = index == len(self.layers) - 1
+            prompt, updated = layer(prompt, image, bias_BMN, image_output=not last or self.pool != "prompt")
+            image = image if updated is None else updated
+        parts = {"all": [prompt, image], "image": [image], "prompt": [prompt]}[self.pool]
+        return self.norm(torch.cat(parts, dim=2).mean(dim=2)) if len(parts) > 1 else self.norm(parts[0].mean(dim=2))

@@ -1,0 +1,100 @@
+"""What ranks say to each other: start and end of the group, gathering with gradient, sums.
+
+With one rank every function is the identity, so that the code above knows no special case.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Rank:
+    """This process in its group."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this rank logs and saves."""
+        return self.rank == 0
+
+
+@contextmanager
+def process_group(device: str) -> Iterator[Rank]:
+    """Joins the group that torchrun's variables name (none: a group of one) and leaves it at the end.
+
+    Args:
+        device: "auto" (CUDA when there is any), "cpu" or "cuda".
+    """
+    use_cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    where = torch.device("cuda", local_rank) if use_cuda else torch.device("cpu")
+    if use_cuda:
+        torch.cuda.set_device(where)
+    if "RANK" not in os.environ:
+        yield Rank(0, 1, where)
+        return
+    dist.init_process_group("nccl" if use_cuda else "gloo")
+    try:
+        yield Rank(dist.get_rank(), dist.get_world_size(), where)
+    finally:
+        dist.destroy_process_group()
+
+
+class _AllGather(torch.autograd.Function):
+    """Concatenates a tensor over the ranks; backward sums the gradients of all ranks for the own part."""
+
+    @staticmethod
+    def forward(ctx: Any, local: Tensor) -> Tensor:
+        ctx.size = len(local)
+        parts = [torch.empty_like(local) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, local.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Tensor:
+        total: Tensor = grads[0].contiguous()
+        dist.all_reduce(total)
+        start = dist.get_rank() * ctx.size
+        return total[start : start + ctx.size]
+
+
+def gather(local: Tensor) -> Tensor:
+    """Rows of all ranks in rank order, with gradient: (K, ...) -> (W * K, ...). Every rank holds equally many rows.
+
+    Each rank computes the whole loss on what it gathered; the sum of gradients over the ranks times DDP's mean over
+    the ranks is the gradient of that loss once.
+    """
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return local
+    if local.requires_grad:
+        gathered: Tensor = _AllGather.apply(local)
+        return gathered
+    return _AllGather.forward(_NoContext(), local)
+
+
+class _NoContext:
+    size: int
+
+
+def total(value: Tensor) -> Tensor:
+    """Sum over the ranks, without gradient."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return value.detach()
+    summed = value.detach().clone()
+    dist.all_reduce(summed)
+    return summed
+
+
+def world_size() -> int:
+    """Number of ranks."""
+    return dist.get_world_size() if dist.is_initialized() else 1

@@ -1,0 +1,134 @@
+"""Model and losses as one module: a batch in, named losses out. CLIP is the same task with the region losses off."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cloc.config.schema import LossConfig
+from cloc.data.loader import Batch
+from cloc.model import losses
+from cloc.model.modeling import CLOCModel
+from cloc.model.processing import normalize
+from cloc.training import distributed
+
+Objective = Literal["cloc", "clip"]
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Scalars of a step over the global batch; `total` is the one with gradient.
+
+    Attributes:
+        total: L = L_CLIP + lambda (L_CLOC + L_grounding).
+        image, region, grounding: its parts (the last two 0 for plain CLIP).
+        regions: number of regions in the global batch.
+        filtered: share of region pairs that the similar-text filter drops.
+    """
+
+    total: Tensor
+    image: Tensor
+    region: Tensor
+    grounding: Tensor
+    regions: Tensor
+    filtered: Tensor
+
+
+class CLOCTask(nn.Module):
+    """The objective of METHOD over a CLOC model.
+
+    Args:
+        model: the model; parts that the objective does not use are frozen.
+        config: section `loss`.
+        objective: "cloc", or "clip" for the image loss alone.
+    """
+
+    def __init__(self, model: CLOCModel, config: LossConfig, *, objective: Objective) -> None:
+        super().__init__()
+        self.model, self.config, self.objective = model, config, objective
+        with torch.no_grad():
+            scale = torch.tensor(config.init_scale).log()
+            model.logit_scale.copy_(scale)
+            model.region_logit_scale.copy_(scale)
+        for parameter in self._unused():
+            parameter.requires_grad_(False)
+
+    @property
+    def _grounds(self) -> bool:
+        return self.objective == "cloc" and self.config.grounding != "none" and self.model.has_prompter
+
+    def _unused(self) -> list[nn.Parameter]:
+        """Parameters without a gradient under this objective (DDP waits for every gradient it knows of)."""
+        model, unused = self.model, list[nn.Parameter]()
+        if self.objective == "clip" or self.config.temperature == "shared":
+            unused.append(model.region_logit_scale)
+        if self.objective == "clip":
+            unused += model.region_projection.parameters()
+            unused += (model.prompter if model.has_prompter else model.region_norm).parameters()
+        elif model.has_prompter and not self._grounds:
+            unused += model.prompter.text_parameters()
+        if model.has_prompter and not self._grounds:
+            unused += model.box_head.parameters()
+        return unused
+
+    def clamp_scales(self) -> None:
+        """Keeps the logit scales at or below the configured maximum (after each optimiser step)."""
+        limit = torch.tensor(self.config.max_scale).log().item()
+        with torch.no_grad():
+            self.model.logit_scale.clamp_(max=limit)
+            self.model.region_logit_scale.clamp_(max=limit)
+
+    def forward(self, batch: Batch) -> Losses:
+        """The losses of a step; every rank returns those of the global batch."""
+        model = self.model
+        image = model.encode_image(normalize(batch.pixels_BSS3))
+        captions_BE = _unit(model.encode_text(batch.caption_ids_BL))
+        image_loss = losses.contrastive(
+            distributed.gather(_unit(image.embeds_BE)), distributed.gather(captions_BE), scale=model.logit_scale.exp()
+        )
+        zero = torch.zeros((), device=image_loss.device)
+        if self.objective == "clip":
+            return Losses(image_loss, image_loss.detach(), zero, zero, zero, zero)
+        return self._with_regions(batch, image.tokens_BND, image_loss)
+
+    def _with_regions(self, batch: Batch, tokens_BND: Tensor, image_loss: Tensor) -> Losses:
+        model, config = self.model, self.config
+        # Each distinct text is encoded once and handed to all the regions that it describes.
+        texts_BME = _unit(model.encode_text(batch.text_ids_UL))[batch.text_index_BM]
+        regions_BME = _unit(model.embed_boxes(tokens_BND, batch.boxes_BM4))
+        present_K = distributed.gather(batch.present_BM.flatten())
+        all_texts_KE = distributed.gather(texts_BME.flatten(0, 1))
+        scale = model.logit_scale if config.temperature == "shared" else model.region_logit_scale
+        region_loss = losses.region_contrastive(
+            distributed.gather(regions_BME.flatten(0, 1)),
+            all_texts_KE,
+            scale=scale.exp(),
+            valid_K=present_K,
+            similar_text_threshold=config.similar_text_threshold,
+        )
+        grounding_loss = self._grounding(batch, tokens_BND, texts_BME) if self._grounds else region_loss.detach() * 0
+        # lambda: the share of images in the global batch that carry region text (METHOD, Losses).
+        with_regions = distributed.total(batch.present_BM.any(dim=1).float().sum())
+        weight = config.region_weight * with_regions / (len(batch.present_BM) * distributed.world_size())
+        return Losses(
+            total=image_loss + weight * (region_loss + grounding_loss),
+            image=image_loss.detach(),
+            region=region_loss.detach(),
+            grounding=distributed.total(grounding_loss) / distributed.world_size(),
+            regions=present_K.sum(),
+            filtered=losses.duplicate_share(all_texts_KE, valid_K=present_K, threshold=config.similar_text_threshold),
+        )
+
+    def _grounding(self, batch: Batch, tokens_BND: Tensor, texts_BME: Tensor) -> Tensor:
+        """This rank's share of the mean over all regions, times the ranks, so that DDP's mean is the global mean."""
+        predicted_BM4 = self.model.ground_texts(tokens_BND, texts_BME)
+        each = losses.box_loss(predicted_BM4.flatten(0, 1), batch.boxes_BM4.flatten(0, 1), kind=self.config.grounding)
+        present = batch.present_BM.flatten()
+        count = distributed.total(present.sum()).clamp_min(1)
+        return torch.where(present, each, 0.0).sum() * distributed.world_size() / count
+
+
+def _unit(x: Tensor) -> Tensor:
+    return F.normalize(x.float(), dim=-1)

@@ -24,12 +24,12 @@ GRAMMAR = "NP: {<DT>?<JJ.*>*<NN.*>+}"
 # Words of the web page and not of the picture, in the spirit of OWLv2, appendix A.2.
 GENERIC_WORDS = frozenset(
     """
-    artwork background backgrounds banner clip clipart close-up closeup copyright copyrighted cover download downloads
-    downloadable editorial file footage format free gallery graphic graphics hd hq illustration illustrations image
-    images imagery jpeg jpg licence license licensed logo mockup online original photo photograph photographs
-    photographer photography photos pic picture pictures pics pixel pixels png poster preview premium print printable
-    product resolution royalty screenshot shutterstock snapshot stock svg template thumbnail usage vector vectors
-    video videos view views wallpaper wallpapers watermark web website webp x
+    artwork background backgrounds banner clip clipart close-up closeup copyright copyrighted cover download
+    downloadable downloads editorial file footage format free gallery graphic graphics hd hq illustration
+    illustrations image imagery images jpeg jpg licence license licensed logo mockup online original photo
+    photograph photographer photographs photography photos pic pics picture pictures pixel pixels png poster premium
+    preview print printable product resolution royalty screenshot shutterstock snapshot stock svg template thumbnail
+    usage vector vectors video videos view views wallpaper wallpapers watermark web webp website x
     """.split()  # noqa: SIM905 (a list of words reads best as words)
 )
 
@@ -38,12 +38,12 @@ STOP_WORDS = frozenset(
     """
     a about above after again all also am an and another any anything are as at be because been before behind being
     below beside between both but by can close could did do does doing down during each either else ever every
-    everything few first for from front further had has have having he her here hers him his how i if in inside into is it
-    its itself just kind last left less like lot lots many me middle more most much my near next no none nor not nothing
-    now of off on once one ones only onto or other others our out outside over own part piece right same several she
-    should side so some someone something sort such than that the their them themselves then there these they thing
-    things this those through to together too top toward towards two type under until up upon us various very
-    was we were what when where which while who whom whose why will with within without would you your
+    everything few first for from front further had has have having he her here hers him his how i if in inside into
+    is it its itself just kind last left less like lot lots many me middle more most much my near next no none nor
+    not nothing now of off on once one ones only onto or other others our out outside over own part piece right same
+    several she should side so some someone something sort such than that the their them themselves then there these
+    they thing things this those through to together too top toward towards two type under until up upon us various
+    very was we were what when where which while who whom whose why will with within without would you your
     """.split()  # noqa: SIM905 (a list of words reads best as words)
 )
 

@@ -7,7 +7,7 @@ and the soft shadow it casts.
 import json
 import math
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache
 from importlib import resources
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from cloc.data.scenes.vocabulary import Kind
 from cloc.errors import ClocError
 
 BASE = 256  # longest side of a glyph as it is rasterised, pixels
-MARGIN = 0.14  # room around the glyph for its shadow, as a share of its longest side
+MARGIN = 0.11  # room around the glyph for its shadow, as a share of its longest side
 _LEVELS = (24, 32, 43, 57, 76, 101, 135, 180, BASE)
 _GAP = 0.045  # gaps up to twice this share of the longest side are marks, not gaps, on an opaque kind
 
@@ -92,12 +92,12 @@ def _silhouette(marks: Image.Image) -> Image.Image:
     return ImageChops.lighter(closed, marks)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _levels(kind: Kind) -> tuple[Image.Image, ...]:
     """The raster (mode RGB: body, marks, shadow) with the glyph's longest side at each of _LEVELS pixels."""
     marks = _pictogram(kind)
     body = marks if kind.see_through else _silhouette(marks)
-    shadow = body.filter(ImageFilter.GaussianBlur(BASE * 0.045))
+    shadow = body.filter(ImageFilter.GaussianBlur(BASE * 0.04))
     full = Image.merge("RGB", (body, marks, shadow))
     levels = []
     for level in _LEVELS:

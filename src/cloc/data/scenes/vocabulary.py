@@ -73,12 +73,11 @@ ghost, microphone, palette, parachute:parachute-box
 """
 _PAIRS = frozenset({"glasses", "headphones", "scissors"})
 _PLURALS = {"fish": "fish", "leaf": "leaves", "shrimp": "shrimp", "tooth": "teeth"}
-_SEE_THROUGH = frozenset(
-    """
-    anchor basket bicycle bucket bug chair dragon feather glasses hand headphones helicopter horse key leaf mug padlock
-    paperclip parachute rainbow scissors shrimp sleigh snowflake spider stroller trophy umbrella wheelchair wrench
-    """.split()
-) | {"shopping cart", "wine glass"}
+_SEE_THROUGH = """
+anchor, basket, bicycle, bucket, bug, chair, cow, dragon, feather, glasses, hand, headphones, helicopter, horse, key,
+leaf, mug, padlock, paperclip, parachute, rainbow, scissors, shopping cart, shrimp, sleigh, snowflake, spider,
+stroller, trophy, umbrella, wheelchair, wine glass, wrench
+"""
 
 
 def _plural(name: str) -> str:
@@ -91,13 +90,17 @@ def _plural(name: str) -> str:
     return name + "s"
 
 
+def _items(text: str) -> list[str]:
+    return " ".join(text.split()).split(", ")
+
+
 def _kinds(text: str) -> tuple[Kind, ...]:
-    kinds = []
-    for item in " ".join(text.split()).split(", "):
+    kinds, see_through = [], frozenset(_items(_SEE_THROUGH))
+    for item in _items(text):
         name, _, glyph = item.partition(":")
         pair = name in _PAIRS
         plural = name if pair else _plural(name)
-        kinds.append(Kind(name, glyph or name, plural, pair=pair, see_through=name in _SEE_THROUGH))
+        kinds.append(Kind(name, glyph or name, plural, pair=pair, see_through=name in see_through))
     return tuple(kinds)
 
 

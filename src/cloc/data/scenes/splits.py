@@ -123,7 +123,7 @@ def _add_picture(
     }
     body = encode_jpeg(scene.pixels, quality=int(rng.integers(75, 96)))
     writer.add(Sample(key=key, image=body, suffix="jpg", meta=meta))
-    captions.append({"key": key, "text": caption(rng, scene), "kind": "human", "model": ""})
+    captions.append({"key": key, "text": caption(rng, scene), "kind": "human", "model": "human"})
     for item in scene.objects:
         x1, y1, x2, y2 = item.box
         text = region_text(rng, item)

@@ -1,0 +1,165 @@
+"""Great Expectations at work: suites run shard by shard and summed; Data Docs of the checks of the whole set."""
+
+import logging
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from cloc.validation.checks import RowCheck, SetCheck  # first: it settles what great_expectations reads on import
+from cloc.validation.results import DATA_SET, EXAMPLES, CheckResult, Example, Tally, shown
+
+import great_expectations as gx  # isort: skip
+
+_SITE = "report"
+# COMPLETE, without index columns, gives the positions of all offending rows as plain lists: many times faster than
+# the formats that look up every row's key, and as large as one shard at most.
+_RESULT_FORMAT = {"result_format": "COMPLETE", "partial_unexpected_count": 0, "return_unexpected_index_query": False}
+
+
+class TableSuite:
+    """The row-wise checks of one table, run shard by shard; keeps sums only."""
+
+    def __init__(self, context: Any, *, table: str, checks: Sequence[RowCheck], mostly: float) -> None:
+        self.table = table
+        self._checks = {check.id: check for check in checks}
+        self._mostly = mostly
+        self._tallies = {check.id: Tally() for check in checks}
+        self._suite = gx.ExpectationSuite(name=table, expectations=[check.expectation for check in checks])
+        source = context.data_sources.add_pandas(table)
+        self._batches = source.add_dataframe_asset(table).add_batch_definition_whole_dataframe("shard")
+
+    def add(self, frame: pd.DataFrame, *, shard: str) -> None:
+        """Checks a shard's table (a frame with the default index) and adds what was found."""
+        if frame.empty:
+            return
+        batch = self._batches.get_batch(batch_parameters={"dataframe": frame})
+        outcome = batch.validate(self._suite, result_format=_RESULT_FORMAT)
+        for item in outcome.results:
+            check = self._checks[item.expectation_config.meta["check"]]
+            result = _result(item, check=check.id)
+            rows = [int(row) for row in result["unexpected_index_list"][:EXAMPLES]]
+            self._tallies[check.id].add(
+                elements=int(result["element_count"]),
+                unexpected=int(result["unexpected_count"]),
+                examples=[_example(frame, row, shard=shard, columns=check.columns) for row in rows],
+            )
+
+    def results(self) -> list[CheckResult]:
+        """The verdicts over all shards so far."""
+        return [self._verdict(check, self._tallies[check.id]) for check in self._checks.values()]
+
+    def _verdict(self, check: RowCheck, tally: Tally) -> CheckResult:
+        allowed = (1 - self._mostly) * tally.elements + 1e-6
+        passed = tally.unexpected <= allowed
+        share = tally.unexpected / max(tally.elements, 1)
+        observed = f"{tally.unexpected:,} of {tally.elements:,} rows break it"
+        return CheckResult(
+            id=check.id,
+            name=check.name,
+            table=self.table,
+            observed=f"{observed} ({_percent(share)})" if tally.unexpected else f"all {tally.elements:,} rows keep it",
+            limit=f"at most {_percent(1 - self._mostly)} of rows",
+            passed=passed,
+            severity=0.0 if passed else share,
+            elements=tally.elements,
+            unexpected=tally.unexpected,
+            examples=tuple(tally.examples),
+            hint=check.hint,
+        )
+
+
+class Engine:
+    """A Great Expectations context in memory."""
+
+    def __init__(self) -> None:
+        # It announces every step; the stage prints its own progress.
+        logging.getLogger("great_expectations").setLevel(logging.WARNING)
+        self._context = gx.get_context(mode="ephemeral")
+        self._context.variables.progress_bars = {"globally": False}
+
+    def table_suite(self, *, table: str, checks: Sequence[RowCheck], mostly: float) -> TableSuite:
+        """The suite of one table. Call once a table."""
+        return TableSuite(self._context, table=table, checks=checks, mostly=mostly)
+
+    def check_set(self, checks: Sequence[SetCheck], numbers: Mapping[str, float], *, docs: Path) -> list[CheckResult]:
+        """Checks the one-row summary of the whole set and writes its Data Docs into the folder `docs`."""
+        by_id = {check.id: check for check in checks}
+        outcome = self._run_checkpoint(checks, pd.DataFrame([dict(numbers)]), docs=docs)
+        results = []
+        for item in outcome.results:
+            check = by_id[item.expectation_config.meta["check"]]
+            observed = float(_result(item, check=check.id)["observed_value"])
+            results.append(
+                CheckResult(
+                    id=check.id,
+                    name=check.name,
+                    table=DATA_SET,
+                    observed=check.text(observed),
+                    limit=check.limit,
+                    passed=bool(item.success),
+                    severity=check.severity(observed),
+                    hint=check.hint,
+                )
+            )
+        return sorted(results, key=lambda result: list(by_id).index(result.id))
+
+    def _run_checkpoint(self, checks: Sequence[SetCheck], frame: pd.DataFrame, *, docs: Path) -> Any:
+        context = self._context
+        suite = context.suites.add(
+            gx.ExpectationSuite(name="data set", expectations=[check.expectation for check in checks])
+        )
+        asset = context.data_sources.add_pandas("data set").add_dataframe_asset("summary")
+        batches = asset.add_batch_definition_whole_dataframe("all shards")
+        validation = context.validation_definitions.add(
+            gx.ValidationDefinition(name="data set", data=batches, suite=suite)
+        )
+        checkpoint = context.checkpoints.add(
+            gx.Checkpoint(name="gate", validation_definitions=[validation], result_format="SUMMARY")
+        )
+        outcome = checkpoint.run(batch_parameters={"dataframe": frame})
+        self._build_docs(docs)
+        return next(iter(outcome.run_results.values()))
+
+    def _build_docs(self, docs: Path) -> None:
+        # Built aside and moved in, since pages of an earlier run would otherwise stay listed.
+        docs.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=docs.parent, prefix=".tmp-") as folder:
+            site = Path(folder).resolve() / "site"
+            self._context.add_data_docs_site(
+                _SITE,
+                {
+                    "class_name": "SiteBuilder",
+                    "site_index_builder": {"class_name": "DefaultSiteIndexBuilder"},
+                    "store_backend": {"class_name": "TupleFilesystemStoreBackend", "base_directory": str(site)},
+                },
+            )
+            self._context.build_data_docs(site_names=[_SITE])
+            if docs.exists():
+                shutil.rmtree(docs)
+            site.replace(docs)
+
+
+def _result(item: Any, *, check: str) -> Mapping[str, Any]:
+    """The result of one expectation; a rule that could not be evaluated is a defect, not a verdict."""
+    info = item.exception_info or {}
+    records = [info] if "raised_exception" in info else list(info.values())
+    for record in records:
+        if record.get("raised_exception"):
+            raise RuntimeError(f"check {check} could not be evaluated: {record['exception_message']}")
+    result: Mapping[str, Any] = item.result
+    return result
+
+
+def _example(frame: pd.DataFrame, row: int, *, shard: str, columns: Sequence[str]) -> Example:
+    values = frame.iloc[row]
+    key = values["key"] if isinstance(values["key"], str) else ""
+    parts = [f"{name} {shown(values[name])}" if len(columns) > 1 else shown(values[name]) for name in columns]
+    return Example(shard=shard, key=key, value=", ".join(parts), row=row)
+
+
+def _percent(share: float) -> str:
+    return f"{share * 100:.3g} %"

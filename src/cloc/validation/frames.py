@@ -1,0 +1,134 @@
+"""One shard as three data frames: what the expectations look at, with the columns derived that they need."""
+
+import io
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from PIL import Image, UnidentifiedImageError
+
+from cloc.data import tables
+from cloc.data.dataset import Dataset
+from cloc.data.schema import Shard, Table
+from cloc.data.shards import Sample
+from cloc.data.storage import Storage
+from cloc.errors import DataError
+
+_BOX = ["x1", "y1", "x2", "y2"]
+
+
+@dataclass(frozen=True)
+class ShardFrames:
+    """A shard's tables; rows keep the order of the files.
+
+    Attributes:
+        name: the shard's name.
+        images: key, suffix, width, height, side, pixels (NaN where it cannot be opened), has_caption, n_regions.
+        captions: the contract's columns, and words, images_with_key.
+        regions: the contract's columns, and words, images_with_key, finite (coordinates), side (share of the image).
+        lost: images of the shard that a labelling stage quarantined and left without caption or region.
+    """
+
+    name: str
+    images: pd.DataFrame
+    captions: pd.DataFrame
+    regions: pd.DataFrame
+    lost: int
+
+
+@dataclass(frozen=True)
+class ImageSize:
+    """Pixels, or None where the file's header cannot be read."""
+
+    width: int | None
+    height: int | None
+
+
+def load_shard(dataset: Dataset, shard: Shard, *, watch: Callable[[Sample], None] | None = None) -> ShardFrames:
+    """Reads a shard's tar (headers only of the images) and its tables.
+
+    Args:
+        dataset: the open data set.
+        shard: which one.
+        watch: is shown every sample as it streams by.
+
+    Raises:
+        DataError: the shard is empty or not what the manifest says, or a table is missing.
+    """
+    rows: list[dict[str, Any]] = []
+    for sample in dataset.read_samples(shard):
+        size = image_size(sample.image)
+        rows.append({"key": sample.key, "suffix": sample.suffix, "width": size.width, "height": size.height})
+        if watch is not None:
+            watch(sample)
+    _check_count(dataset, shard, found=len(rows))
+    images = pd.DataFrame(rows).astype({"width": "float64", "height": "float64"})
+    captions = _labels(dataset.captions, "captions", shard, stage="captioning")
+    regions = _labels(dataset.regions, "regions", shard, stage="grounding")
+    counts = images["key"].value_counts()
+    for frame in (captions, regions):
+        frame["images_with_key"] = frame["key"].map(counts).fillna(0).astype("int64")
+        frame["text"] = frame["text"].fillna("")
+        frame["words"] = frame["text"].str.split().str.len().astype("int64")
+    captions["kind"] = captions["kind"].fillna("")
+    _derive_regions(regions)
+    _derive_images(images, captions=captions, regions=regions)
+    return ShardFrames(shard.name, images, captions, regions, lost=_lost(dataset, shard, images))
+
+
+def image_size(body: bytes) -> ImageSize:
+    """Width and height from an encoded image's header, without decoding its pixels."""
+    try:
+        with warnings.catch_warnings():
+            # The check on the number of pixels judges bombs; nothing is decoded here.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(io.BytesIO(body))
+    except (Image.DecompressionBombError, UnidentifiedImageError, OSError, ValueError, SyntaxError):
+        return ImageSize(width=None, height=None)
+    return ImageSize(width=image.width, height=image.height)
+
+
+def _check_count(dataset: Dataset, shard: Shard, *, found: int) -> None:
+    where = f"{dataset.images.url}: shard {shard.name}"
+    if not found:
+        raise DataError(f"{where} holds no images; make the data set again")
+    if found != shard.images:
+        raise DataError(f"{where} holds {found} images, the manifest says {shard.images}; make the data set again")
+
+
+def _labels(storage: Storage, table: Table, shard: Shard, *, stage: str) -> pd.DataFrame:
+    if not tables.has_table(storage, table, shard.name):
+        path = tables.table_path(table, shard.name)
+        raise DataError(f"{storage.url}: there is no {path}; run {stage} to its end before validation")
+    return tables.read_table(storage, table, shard.name).to_pandas()
+
+
+def _derive_regions(regions: pd.DataFrame) -> None:
+    # Missing scores must break the range rule, and expectations skip missing values.
+    regions["score"] = regions["score"].astype("float64").fillna(-np.inf)
+    box = regions[_BOX].to_numpy(dtype=np.float64, na_value=np.nan)
+    regions[_BOX] = box
+    regions["finite"] = np.isfinite(box).sum(axis=1)
+    with np.errstate(invalid="ignore"):
+        regions["side"] = np.minimum(box[:, 2] - box[:, 0], box[:, 3] - box[:, 1])
+
+
+def _derive_images(images: pd.DataFrame, *, captions: pd.DataFrame, regions: pd.DataFrame) -> None:
+    real = captions[(captions["kind"] != "alt_text") & (captions["words"] > 0)]
+    images["side"] = images[["width", "height"]].min(axis=1)
+    images["pixels"] = images["width"] * images["height"]
+    images["has_caption"] = images["key"].isin(real["key"])
+    images["n_regions"] = images["key"].map(regions["key"].value_counts()).fillna(0).astype("int64")
+
+
+def _lost(dataset: Dataset, shard: Shard, images: pd.DataFrame) -> int:
+    """Labelled images that a stage gave up on. A quarantined box of an image that keeps others does not count."""
+    keys: set[str] = set()
+    for storage in {item.url: item for item in (dataset.captions, dataset.regions)}.values():
+        if tables.has_table(storage, "quarantine", shard.name):
+            keys.update(tables.read_table(storage, "quarantine", shard.name).column("key").to_pylist())
+    unusable = ~images["has_caption"] | (images["n_regions"] == 0)
+    return int((images["key"].isin(keys) & unusable).sum())

@@ -1,0 +1,147 @@
+"""Images of the report: drawn with their numbered boxes, as data URLs, with their texts beside them."""
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
+
+from cloc.data.shards import Sample
+from cloc.validation.frames import ShardFrames, image_size
+
+_LONG_SIDE = 480
+_MOST_BOXES = 10
+_MOST_CAPTIONS = 4
+_TEXT_CUT = 240
+_QUALITY = 82
+_BAD = "#e5484d"
+# Told apart on photographs and by colour-blind eyes (after Okabe and Ito), red left free for what is wrong.
+_COLORS = ("#0090d4", "#e69f00", "#00a878", "#cc79a7", "#8e6fd8", "#b8ad00", "#56b4e9", "#d55e00", "#7a8b99", "#3d9a50")
+
+
+@dataclass(frozen=True)
+class Region:
+    """A region beside a picture. `number` is what its box is marked with; `bad` marks the offending row."""
+
+    number: int
+    color: str
+    text: str
+    score: str
+    box: str
+    bad: bool
+
+
+@dataclass(frozen=True)
+class Caption:
+    """A caption beside a picture."""
+
+    kind: str
+    text: str
+    bad: bool
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One picture of the report; `source` is a data URL, empty when the image cannot be shown. All text untrusted."""
+
+    title: str
+    key: str
+    shard: str
+    source: str
+    size: str
+    captions: tuple[Caption, ...]
+    regions: tuple[Region, ...]
+    more_regions: int
+
+
+def make_picture(
+    sample: Sample, frames: ShardFrames, *, title: str, max_pixels: int, bad: Mapping[str, Sequence[int]] | None = None
+) -> Picture:
+    """Draws a sample with its labels.
+
+    Args:
+        sample: the image.
+        frames: its shard's tables.
+        title: what the picture shows.
+        max_pixels: larger images are not decoded.
+        bad: offending rows of the shard's tables ("captions", "regions") by position; shown first and in red.
+    """
+    marked = {table: set(rows) for table, rows in (bad or {}).items()}
+    captions = _own_rows(frames.captions, sample.key, marked.get("captions", set()))
+    regions = _own_rows(frames.regions, sample.key, marked.get("regions", set()))
+    shown = tuple(
+        Region(
+            number=number,
+            color=_BAD if row["bad"] else _COLORS[(number - 1) % len(_COLORS)],
+            text=_cut(row["text"]),
+            score=f"{row['score']:.2f}",
+            box=", ".join(f"{row[axis]:.3g}" for axis in ("x1", "y1", "x2", "y2")),
+            bad=row["bad"],
+        )
+        for number, row in enumerate(regions[:_MOST_BOXES], start=1)
+    )
+    size = image_size(sample.image)
+    return Picture(
+        title=title,
+        key=sample.key,
+        shard=frames.name,
+        source=_draw(sample.image, regions[:_MOST_BOXES], shown, max_pixels=max_pixels),
+        size=f"{size.width} x {size.height}" if size.width else "cannot be opened",
+        captions=tuple(Caption(row["kind"], _cut(row["text"]), row["bad"]) for row in captions[:_MOST_CAPTIONS]),
+        regions=shown,
+        more_regions=max(0, len(regions) - _MOST_BOXES),
+    )
+
+
+def _own_rows(frame: pd.DataFrame, key: str, bad: set[int]) -> list[dict[str, Any]]:
+    own = frame[frame["key"] == key]
+    rows = [{**row, "bad": position in bad} for position, row in zip(own.index, own.to_dict("records"), strict=True)]
+    return sorted(rows, key=lambda row: not row["bad"])
+
+
+def _cut(text: str) -> str:
+    return f"{text[:_TEXT_CUT]}…" if len(text) > _TEXT_CUT else text
+
+
+def _draw(body: bytes, rows: Sequence[Mapping[str, Any]], marks: Sequence[Region], *, max_pixels: int) -> str:
+    size = image_size(body)
+    if not size.width or not size.height or size.width * size.height > max_pixels:
+        return ""
+    try:
+        image = Image.open(io.BytesIO(body)).convert("RGB")
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError):
+        return ""  # the page says that it cannot be shown
+    scale = _LONG_SIDE / max(image.size)
+    image = image.resize(
+        (max(1, round(image.width * scale)), max(1, round(image.height * scale))), Image.Resampling.LANCZOS
+    )
+    canvas = ImageDraw.Draw(image)
+    font = ImageFont.load_default(size=15)
+    for row, mark in reversed(list(zip(rows, marks, strict=True))):
+        _draw_box(canvas, image.size, row, mark, font)
+    stream = io.BytesIO()
+    image.save(stream, format="JPEG", quality=_QUALITY)
+    return "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode()
+
+
+def _draw_box(
+    canvas: ImageDraw.ImageDraw, size: tuple[int, int], row: Mapping[str, Any], mark: Region, font: Any
+) -> None:
+    width, height = size
+    box = np.asarray([row["x1"], row["y1"], row["x2"], row["y2"]], dtype=np.float64)
+    if not np.isfinite(box).all():
+        return
+    # Corners out of order or outside are drawn at the border: the list beside the picture has the numbers.
+    box = np.clip(box, 0, 1)
+    left, right = sorted((float(box[0]) * (width - 1), float(box[2]) * (width - 1)))
+    top, bottom = sorted((float(box[1]) * (height - 1), float(box[3]) * (height - 1)))
+    canvas.rectangle((left, top, right, bottom), outline=mark.color, width=3)
+    label = str(mark.number)
+    tag_width, tag_height = canvas.textlength(label, font=font) + 8, 19
+    x, y = min(left, width - tag_width), min(top, height - tag_height)
+    canvas.rectangle((x, y, x + tag_width, y + tag_height), fill=mark.color)
+    canvas.text((x + 4, y + 1), label, fill="white", font=font)

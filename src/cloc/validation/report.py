@@ -1,0 +1,99 @@
+"""The report folder: validation.json for programs, index.html for people (self-contained, no network)."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from cloc.validation.pictures import Picture
+from cloc.validation.results import CheckResult, failures_first
+from cloc.validation.summary import Histogram, Summary
+
+JSON_FILE = "validation.json"
+PAGE_FILE = "index.html"
+DOCS_FOLDER = "data_docs"
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything the report shows. Results stand failures first."""
+
+    data: str
+    results: tuple[CheckResult, ...]
+    summary: Summary
+    findings: tuple[Picture, ...] = ()
+    samples: tuple[Picture, ...] = ()
+
+    @property
+    def failed(self) -> list[CheckResult]:
+        """The failed checks, worst first."""
+        return [result for result in failures_first(self.results) if not result.passed]
+
+    def write(self, folder: Path) -> None:
+        """Writes both files; the page last, so that it never stands beside another run's JSON."""
+        folder.mkdir(parents=True, exist_ok=True)
+        body = json.dumps(self._body(), indent=1, ensure_ascii=False, allow_nan=False)
+        _write(folder / JSON_FILE, body + "\n")
+        _write(folder / PAGE_FILE, self._page())
+
+    def _body(self) -> dict[str, Any]:
+        text, count = self.summary.common.top()
+        return {
+            "passed": not self.failed,
+            "data": self.data,
+            "checks": [asdict(result) for result in failures_first(self.results)],
+            "numbers": self.summary.numbers(),
+            "counts": counts(self.summary),
+            "most_common_caption": {"text": text[:500], "count": count},
+            "histograms": {
+                name: {"title": item.title, "bins": list(item.labels), "counts": item.counts.tolist()}
+                for name, item in self.summary.histograms.items()
+            },
+        }
+
+    def _page(self) -> str:
+        environment = Environment(
+            loader=PackageLoader("cloc.validation"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+        )
+        text, count = self.summary.common.top()
+        return environment.get_template("report.html.j2").render(
+            report=self,
+            results=failures_first(self.results),
+            summary=self.summary,
+            numbers=self.summary.numbers(),
+            common={"text": text[:200], "count": count},
+            histograms=[_bars(item) for item in self.summary.histograms.values()],
+            json_file=JSON_FILE,
+            docs=f"{DOCS_FOLDER}/{PAGE_FILE}",
+        )
+
+
+def counts(summary: Summary) -> dict[str, int]:
+    """What went through the stage."""
+    return {
+        "shards": summary.shards,
+        "images": summary.images,
+        "captions": summary.captions,
+        "alt_texts": summary.alt_texts,
+        "regions": summary.regions,
+        "quarantined": summary.quarantined,
+    }
+
+
+def _bars(histogram: Histogram) -> dict[str, Any]:
+    highest, total = max(int(histogram.counts.max()), 1), max(int(histogram.counts.sum()), 1)
+    bars: Sequence[dict[str, Any]] = [
+        {"label": label, "count": int(count), "height": 100 * count / highest, "share": count / total}
+        for label, count in zip(histogram.labels, histogram.counts, strict=True)
+    ]
+    return {"title": histogram.title, "bars": bars}
+
+
+def _write(path: Path, text: str) -> None:
+    temporary = path.with_name(f".tmp-{path.name}")
+    # Text from the web may hold lone surrogates, which UTF-8 cannot carry.
+    temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+    temporary.replace(path)

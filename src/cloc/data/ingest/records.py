@@ -1,0 +1,165 @@
+"""What every reader yields, and what all readers share: keys, lists of names, JSON that tells where it is broken."""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from cloc.data.shards import MAX_KEY
+from cloc.errors import DataError
+
+_NOT_IN_KEY = re.compile(r"[^A-Za-z0-9_\-]")
+
+
+@dataclass(frozen=True)
+class LabeledBox:
+    """A region as its source has it: xyxy as shares of the image, not checked yet."""
+
+    xyxy: tuple[float, float, float, float]
+    text: str
+    label: str = ""
+
+
+@dataclass(frozen=True)
+class Record:
+    """One image with its labels, before it is read.
+
+    Attributes:
+        key: unique in the data set.
+        name: path of the image below the folder of images, with "/"; untrusted until `image_path` has checked it.
+        alt_text: noisy texts from the web; the first one also stands in the sample's JSON.
+        captions: texts that people wrote of the picture.
+        boxes: regions.
+        source, licence: where the image comes from and under which terms; "" when the source does not say.
+        annotated_size: (width, height) that the boxes were drawn on, pixels, or None.
+        problems: what the reader refused, as reasons for the quarantine table.
+        crowd_boxes: boxes of crowds, which name no single object and are left out.
+    """
+
+    key: str
+    name: str
+    alt_text: tuple[str, ...] = ()
+    captions: tuple[str, ...] = ()
+    boxes: tuple[LabeledBox, ...] = ()
+    source: str = ""
+    licence: str = ""
+    annotated_size: tuple[int, int] | None = None
+    problems: tuple[str, ...] = ()
+    crowd_boxes: int = 0
+
+
+@dataclass(frozen=True)
+class Source:
+    """An opened source.
+
+    Attributes:
+        kind: name of the reader.
+        folder: where the images lie.
+        records: its images in a fixed order.
+        classes: the closed list of region classes, where there is one.
+        details: what to note in the manifest; no absolute paths, no times.
+    """
+
+    kind: str
+    folder: Path
+    records: Iterable[Record]
+    classes: tuple[str, ...] = ()
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+def key_of(name: str) -> str:
+    """The key of an image: its name without the suffix, in letters, digits, "_" and "-".
+
+    Names with letters outside ASCII, or too long for a tar, get a hash of the name behind them: they stay apart.
+    """
+    if PurePosixPath(name).name in ("", ".", ".."):
+        raise DataError(f"{name!r} is not the name of a file")
+    stem = str(PurePosixPath(name).with_suffix(""))
+    key = _NOT_IN_KEY.sub("_", stem)
+    if stem.isascii() and len(key) <= MAX_KEY:
+        return key
+    digest = hashlib.sha256(stem.encode(errors="surrogateescape")).hexdigest()[:12]
+    return f"{key[: MAX_KEY - len(digest) - 1]}-{digest}"
+
+
+def unique(records: Iterable[Record]) -> Iterator[Record]:
+    """Passes records on. Raises DataError naming both images when two have the same key.
+
+    Holds every key in memory, about 150 bytes each: sources of one folder or one JSON file are small enough for that.
+    """
+    seen: dict[str, str] = {}
+    for record in records:
+        if record.key in seen:
+            raise DataError(
+                f"{seen[record.key]!r} and {record.name!r} have the same key {record.key!r}; rename one of them"
+            )
+        seen[record.key] = record.name
+        yield record
+
+
+def image_folder(path: str) -> Path:
+    """The folder of images. Raises DataError when it is none."""
+    folder = Path(path)
+    if not path or not folder.is_dir():
+        raise DataError(f"images: there is no folder {path!r}")
+    return folder
+
+
+def read_names(path: str) -> frozenset[str] | None:
+    """File names to keep, one a line; None without a list. Raises DataError when it cannot be read or is empty."""
+    if not path:
+        return None
+    names = frozenset(line.strip() for line in read_text(path, what="only").splitlines() if line.strip())
+    if not names:
+        raise DataError(f"only: {path} lists no file names")
+    return names
+
+
+def keep(records: Iterable[Record], names: frozenset[str] | None, *, source: str) -> Iterator[Record]:
+    """Records whose name is listed. Raises DataError at the end when a listed name did not occur."""
+    if names is None:
+        yield from records
+        return
+    found: set[str] = set()
+    for record in records:
+        if record.name in names:
+            found.add(record.name)
+            yield record
+    missing = sorted(names - found)
+    if missing:
+        raise DataError(f"only: {source} lists {len(missing)} files that the source lacks (first: {missing[0]!r})")
+
+
+def read_text(path: str, *, what: str) -> str:
+    """A text file in UTF-8. Raises DataError naming the option `what` and the path."""
+    try:
+        return Path(path).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{what}: {path} is not UTF-8 (byte {error.start}); convert it") from None
+    except OSError as error:
+        raise DataError(f"{what}: cannot read {path} ({error.strerror})") from None
+
+
+def read_json(path: str, *, what: str) -> Any:
+    """A JSON file. Raises DataError naming the option, the path and the place where it is broken."""
+    return parse_json(read_text(path, what=what), source=f"{what}: {path}")
+
+
+def parse_json(text: str, *, source: str) -> Any:
+    """JSON, without the polygons of COCO, which nothing here needs and which make up most of its size."""
+    try:
+        return json.loads(text, object_hook=_without_polygons)
+    except json.JSONDecodeError as error:
+        raise DataError(
+            f"{source} is not valid JSON (line {error.lineno}, column {error.colno}: {error.msg})"
+        ) from None
+    except (RecursionError, ValueError) as error:
+        raise DataError(f"{source}: this JSON cannot be read ({error})") from None
+
+
+def _without_polygons(item: dict[str, Any]) -> dict[str, Any]:
+    item.pop("segmentation", None)
+    return item

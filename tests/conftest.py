@@ -102,7 +102,7 @@ def _add(
     meta = {"alt_text": alt_text, "source": "tests", "licence": "Apache-2.0", "width": width, "height": height}
     writer.add(Sample(key=key, image=body[: len(body) // 2] if broken else body, suffix="jpg", meta=meta))
     text = f"a {names[0]} left of a {names[1]}"
-    caption_rows.append({"key": key, "text": text, "kind": "human", "model": "human"})
+    caption_rows.append({"key": key, "text": text, "kind": "human", "model": ""})
     caption_rows.append({"key": key, "text": alt_text, "kind": "alt_text", "model": ""})
 
 

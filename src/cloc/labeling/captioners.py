@@ -12,7 +12,7 @@ class Captioner(Protocol):
 
     Attributes:
         kind: what its captions are, in the captions table.
-        model: name of the model, in the captions table.
+        model: name of the model, in the captions table; "" for people.
         nothing: why an image is quarantined when the backend has no caption for it.
     """
 
@@ -32,7 +32,7 @@ class AnnotationsCaptioner:
     """Takes the human captions in the data set's own captions table, all of them."""
 
     kind: Literal["human", "generated"] = "human"
-    model = "human"
+    model = ""
     nothing = "no human caption"
 
     def caption(self, batch: Sequence[Item]) -> list[list[str]]:

@@ -16,7 +16,7 @@ from transformers import AutoImageProcessor, AutoModelForZeroShotObjectDetection
 
 from cloc.boxes import BoxesXYXY, Letterbox, as_boxes, nms
 from cloc.config.schema import GroundingConfig
-from cloc.errors import ConfigError
+from cloc.errors import ClocError, ConfigError
 from cloc.labeling.detectors import Region, captions_to_ground
 from cloc.labeling.models import load, load_model, model_name, pick_device
 from cloc.labeling.phrases import PhraseExtractor
@@ -182,6 +182,11 @@ class TransformersDetector:
         boxes_BP4 = self._model.box_predictor(features_BPD, map_BHWD, self._resized)
         scores = logits_BPQ.float().sigmoid().cpu().numpy()
         boxes = boxes_BP4.float().cpu().numpy()
+        if not (np.isfinite(scores).all() and np.isfinite(boxes).all()):
+            raise ClocError(
+                f"{_KEY}: {self._name!r} gives values that are not finite (grounding.dtype is "
+                f"{self._config.dtype}); use float32, or another checkpoint"
+            )
         return [Predictions(boxes[index], scores[index, :, : len(queries)]) for index, queries in enumerate(phrases)]
 
     def _encode(self, texts: Sequence[str]) -> torch.Tensor:
@@ -205,5 +210,4 @@ class TransformersDetector:
     def _normalise(self, square: Image.Image) -> npt.NDArray[np.float32]:
         """RGB picture -> (3, size, size) float32, normalised as the checkpoint was trained."""
         pixels = np.asarray(square, dtype=np.float32) / 255
-        normalised: npt.NDArray[np.float32] = ((pixels - self._mean) / self._std).transpose(2, 0, 1)
-        return normalised
+        return ((pixels - self._mean) / self._std).transpose(2, 0, 1).astype(np.float32)

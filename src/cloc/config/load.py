@@ -18,10 +18,13 @@ class _Loader(yaml.SafeLoader):
     """YAML with 1.2's floats, so that `5e-4` is a number (as DVC reads it) and not a string; no duplicate keys."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} stands twice", node.start_mark)
+        keys: list[Any] = []
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in keys:
+                message = f"the key {key!r} stands twice"
+                raise yaml.constructor.ConstructorError(None, None, message, key_node.start_mark)
+            keys.append(key)
         return super().construct_mapping(node, deep=deep)
 
 

@@ -164,7 +164,9 @@ class TextConfig(TowerConfig):
     """The text encoder."""
 
     width: Positive = 512
+    """Width of the residual stream."""
     heads: Positive = 8
+    """Number of attention heads."""
     context_length: Annotated[int, Field(ge=4)] = 77
     """Longest text, tokens."""
     tokenizer: str = ""

@@ -387,3 +387,11 @@ def test_noise_is_never_an_image():
 def test_clean_text_is_one_line_without_control_characters():
     assert clean(" a\x00 dog\n\tand \x1b[31m <b>cat</b> ") == "a dog and [31m <b>cat</b>"
     assert len(clean("x" * 100_000)) == 20_000
+
+
+def test_the_stages_import_nothing_heavy():
+    code = (
+        "import sys, cloc.labeling.captioning, cloc.labeling.grounding; "
+        "print(sorted({'torch', 'transformers', 'nltk', 'textblob', 'pandas', 'mlflow'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"

@@ -139,6 +139,16 @@ def test_a_model_that_is_not_there_or_of_another_kind_is_one_clear_line(tmp_path
         assert "\n" not in str(error.value)
 
 
+def test_a_broken_checkpoint_and_a_wrong_folder_are_one_clear_line(tmp_path):
+    folder = tiny_models.save_blip(tmp_path / "model")
+    weights = tmp_path / "model/model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(ConfigError, match=r"^captioning.model: cannot load"):
+        TransformersCaptioner(settings(captioning={"model": folder}).captioning)
+    with pytest.raises(ConfigError, match=r"^captioning.model: there is no folder '.*/nowhere'"):
+        TransformersCaptioner(settings(captioning={"model": str(tmp_path / "nowhere")}).captioning)
+
+
 # Grounding.
 
 

@@ -8,7 +8,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from cloc.config.schema import CaptioningConfig
 from cloc.errors import ConfigError
-from cloc.labeling.models import load, load_model, model_name, pick_device
+from cloc.labeling.models import check_model, load, load_model, model_name, pick_device
 from cloc.labeling.worker import Item
 
 _KEY = "captioning.model"
@@ -28,6 +28,7 @@ class TransformersCaptioner:
         self.model = model_name(config.model)
         self._prompt = config.prompt
         self._max_new_tokens = config.max_new_tokens
+        check_model(config.model, key=_KEY)
         self._device = pick_device(config.device, key="captioning.device")
         # The PIL back end, by name: the default one needs torchvision.
         self._processor = load(AutoProcessor.from_pretrained, config.model, key=_KEY, backend="pil")

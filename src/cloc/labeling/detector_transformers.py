@@ -18,7 +18,7 @@ from cloc.boxes import BoxesXYXY, Letterbox, as_boxes, nms
 from cloc.config.schema import GroundingConfig
 from cloc.errors import ClocError, ConfigError
 from cloc.labeling.detectors import Region, captions_to_ground
-from cloc.labeling.models import load, load_model, model_name, pick_device
+from cloc.labeling.models import check_model, load, load_model, model_name, pick_device
 from cloc.labeling.phrases import PhraseExtractor
 from cloc.labeling.worker import Item
 
@@ -117,6 +117,7 @@ class TransformersDetector:
         self._config = config
         self._phrases = phrases
         self._name = model_name(config.model)
+        check_model(config.model, key=_KEY)
         self._device = pick_device(config.device, key="grounding.device")
         self._model = load_model(
             AutoModelForZeroShotObjectDetection.from_pretrained,

@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from safetensors import SafetensorError
+from transformers import AutoConfig
 
 from cloc.errors import ConfigError
 
@@ -28,11 +30,18 @@ def load(make: Callable[..., _T], model: str, *, key: str, **settings: Any) -> _
     """Calls a `from_pretrained`. Raises ConfigError naming the setting `key` when the checkpoint cannot be loaded."""
     try:
         return make(model, **settings)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
         raise ConfigError(
             f"{key}: cannot load {model!r} ({reason}); name a hub id or a folder written by save_pretrained"
         ) from error
+
+
+def check_model(model: str, *, key: str) -> None:
+    """Raises ConfigError unless `model` is a folder or hub id with a config: the cheapest thing to find wrong first."""
+    if model.startswith(("/", ".", "~")) and not Path(model).is_dir():
+        raise ConfigError(f"{key}: there is no folder {model!r}; name a hub id or a folder written by save_pretrained")
+    load(AutoConfig.from_pretrained, model, key=key)
 
 
 def load_model(make: Callable[..., Any], model: str, *, key: str, dtype: str, device: torch.device) -> Any:

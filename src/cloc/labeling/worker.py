@@ -164,7 +164,7 @@ def run_job(
             else:
                 todo.append(shard)
         _check_limit(job, totals, images=data.manifest.images, limit=quarantine_limit)
-        workers = min(processes or os.cpu_count() or 1, len(todo))
+        workers = min(processes or len(os.sched_getaffinity(0)), len(todo))
         done = (
             _in_processes(job, make_labeler, todo, workers) if workers > 1 else _here(job, make_labeler, todo, progress)
         )

@@ -105,8 +105,8 @@ def image_checks(config: Config) -> tuple[RowCheck, ...]:
         _row(
             gxe.ExpectColumnValuesToBeUnique(column="key", mostly=mostly),
             id="images/key_unique",
-            name="Every image has a key of its own in its shard",
-            hint="Labels of images with one key cannot be told apart; make the shard again.",
+            name="Every image has a key of its own",
+            hint="Labels of images with one key cannot be told apart; make the data set again.",
         ),
         _row(
             gxe.ExpectColumnValuesToNotBeNull(column="pixels", mostly=mostly),

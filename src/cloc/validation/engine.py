@@ -15,13 +15,17 @@ from cloc.validation.results import DATA_SET, EXAMPLES, CheckResult, Example, Ta
 import great_expectations as gx  # isort: skip
 
 _SITE = "report"
+_SHARD, _ROW = "_shard", "_row"
+# A run of Great Expectations costs about 20 ms an expectation whatever the number of rows, so small shards share one.
+_BATCH_ROWS = 50_000
 # COMPLETE, without index columns, gives the positions of all offending rows as plain lists: many times faster than
-# the formats that look up every row's key, and as large as one shard at most.
+# the formats that look up every row's key, and as large as one batch at most.
 _RESULT_FORMAT = {"result_format": "COMPLETE", "partial_unexpected_count": 0, "return_unexpected_index_query": False}
 
 
 class TableSuite:
-    """The row-wise checks of one table, run shard by shard; keeps sums only."""
+    """The row-wise checks of one table, run over a few shards at a time; keeps sums, and at most `_BATCH_ROWS` rows
+    and a shard."""
 
     def __init__(self, context: Any, *, table: str, checks: Sequence[RowCheck], mostly: float) -> None:
         self.table = table
@@ -30,12 +34,21 @@ class TableSuite:
         self._tallies = {check.id: Tally() for check in checks}
         self._suite = gx.ExpectationSuite(name=table, expectations=[check.expectation for check in checks])
         source = context.data_sources.add_pandas(table)
-        self._batches = source.add_dataframe_asset(table).add_batch_definition_whole_dataframe("shard")
+        self._batches = source.add_dataframe_asset(table).add_batch_definition_whole_dataframe("shards")
+        self._waiting: list[pd.DataFrame] = []
 
     def add(self, frame: pd.DataFrame, *, shard: str) -> None:
-        """Checks a shard's table (a frame with the default index) and adds what was found."""
-        if frame.empty:
+        """Takes a shard's table; checks it once enough rows are waiting."""
+        if not frame.empty:
+            self._waiting.append(frame.assign(**{_SHARD: shard, _ROW: range(len(frame))}))
+        if sum(map(len, self._waiting)) >= _BATCH_ROWS:
+            self._check_waiting()
+
+    def _check_waiting(self) -> None:
+        if not self._waiting:
             return
+        frame = pd.concat(self._waiting, ignore_index=True)
+        self._waiting = []
         batch = self._batches.get_batch(batch_parameters={"dataframe": frame})
         outcome = batch.validate(self._suite, result_format=_RESULT_FORMAT)
         for item in outcome.results:
@@ -45,11 +58,12 @@ class TableSuite:
             self._tallies[check.id].add(
                 elements=int(result["element_count"]),
                 unexpected=int(result["unexpected_count"]),
-                examples=[_example(frame, row, shard=shard, columns=check.columns) for row in rows],
+                examples=[_example(frame.iloc[row], columns=check.columns) for row in rows],
             )
 
     def results(self) -> list[CheckResult]:
         """The verdicts over all shards so far."""
+        self._check_waiting()
         return [self._verdict(check, self._tallies[check.id]) for check in self._checks.values()]
 
     def _verdict(self, check: RowCheck, tally: Tally) -> CheckResult:
@@ -154,11 +168,10 @@ def _result(item: Any, *, check: str) -> Mapping[str, Any]:
     return result
 
 
-def _example(frame: pd.DataFrame, row: int, *, shard: str, columns: Sequence[str]) -> Example:
-    values = frame.iloc[row]
+def _example(values: pd.Series, *, columns: Sequence[str]) -> Example:
     key = values["key"] if isinstance(values["key"], str) else ""
     parts = [f"{name} {shown(values[name])}" if len(columns) > 1 else shown(values[name]) for name in columns]
-    return Example(shard=shard, key=key, value=", ".join(parts), row=row)
+    return Example(shard=values[_SHARD], key=key, value=", ".join(parts), row=int(values[_ROW]))
 
 
 def _percent(share: float) -> str:

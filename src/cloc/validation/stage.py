@@ -1,7 +1,8 @@
 """Stage: validation, the gate between labelling and training.
 
 Reads the data set shard by shard, runs the suites of `checks` and writes a report; a failing check then stops the
-pipeline with GateFailed. Memory is that of one shard, whatever the size of the set.
+pipeline with GateFailed. Memory is that of a batch of rows and of one shard,
+whatever the size of the set.
 """
 
 import sys

@@ -241,8 +241,9 @@ class TrainConfig(Section):
     """Largest norm of the gradient."""
     alt_text_share: Share = 0.5
     """Share of samples that take the alt-text for caption; the others take the generated or human one."""
-    precision: Literal["float32", "bfloat16"] = "bfloat16"
-    """bfloat16 is autocast; weights and optimiser stay in float32."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """bfloat16 is autocast; weights and optimiser stay in float32. `auto` takes it where matrices multiply faster in it
+    (CUDA; processors with AMX) and float32 elsewhere."""
     seed: NonNegative = 0
     """Seed of weights, order and sampling."""
     processes: Positive = 1
@@ -301,8 +302,8 @@ class AdapterConfig(Section):
     """Peak learning rate."""
     warmup_steps: NonNegative = 50
     """Steps of linear warm-up; cosine decay to zero after."""
-    precision: Literal["float32", "bfloat16"] = "bfloat16"
-    """bfloat16 is autocast."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """As in `train.precision`."""
     seed: NonNegative = 0
     """Seed of weights, order and templates."""
     eval_images: Positive = 300

@@ -42,6 +42,7 @@ def from_settings(config: ModelConfig, *, vocab_size: int, bos: int, eos: int, p
         projection_dim=config.embed_dim,
         vision_config={
             "hidden_size": vision.width,
+            "hidden_act": "gelu",
             "intermediate_size": int(vision.width * vision.mlp_ratio),
             "num_hidden_layers": vision.layers,
             "num_attention_heads": vision.heads,
@@ -51,6 +52,7 @@ def from_settings(config: ModelConfig, *, vocab_size: int, bos: int, eos: int, p
         },
         text_config={
             "hidden_size": text.width,
+            "hidden_act": "gelu",
             "intermediate_size": int(text.width * text.mlp_ratio),
             "num_hidden_layers": text.layers,
             "num_attention_heads": text.heads,

@@ -1,0 +1,61 @@
+"""`cloc config`: what the settings are and mean."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+from pydantic import BaseModel
+
+from cloc.cli.options import resolve, settings_options
+from cloc.config import dump, load_preset
+from cloc.errors import ConfigError
+
+
+@click.group()
+def config() -> None:
+    """Show, explain and create settings."""
+
+
+@config.command()
+@settings_options
+def show(params: str | None, preset: str | None, overrides: tuple[str, ...]) -> None:
+    """Print the resolved settings as YAML."""
+    click.echo(dump(resolve(params, preset, overrides)), nl=False)
+
+
+@config.command()
+@click.argument("prefix", default="")
+@settings_options
+def explain(prefix: str, params: str | None, preset: str | None, overrides: tuple[str, ...]) -> None:
+    """Say what each setting means and its value: `cloc config explain train`."""
+    shown = 0
+    for name, value, text in _walk(resolve(params, preset, overrides), ""):
+        if name.startswith(prefix):
+            click.echo(f"{click.style(name, bold=True)} = {value!r}\n    {text}")
+            shown += 1
+    if not shown:
+        raise ConfigError(f"no setting begins with {prefix!r}")
+
+
+@config.command()
+@click.option("--preset", default="finetune", show_default=True, help="Preset to start from.")
+@click.option("--out", default="params.yaml", show_default=True, help="File to write.")
+def init(preset: str, out: str) -> None:
+    """Write a complete settings file from a preset."""
+    if Path(out).exists():
+        raise ConfigError(f"{out} exists; remove it or name another with --out")
+    Path(out).write_text(f"# Preset {preset}, complete. `cloc config explain` says what each key means.\n")
+    with Path(out).open("a") as file:
+        file.write(dump(load_preset(preset)))
+    click.echo(f"wrote {out}")
+
+
+def _walk(section: BaseModel, prefix: str) -> list[tuple[str, Any, str]]:
+    found: list[tuple[str, Any, str]] = []
+    for name, field in type(section).model_fields.items():
+        value = getattr(section, name)
+        if isinstance(value, BaseModel):
+            found += _walk(value, f"{prefix}{name}.")
+        else:
+            found.append((f"{prefix}{name}", value, " ".join((field.description or "").split())))
+    return found

@@ -1,0 +1,125 @@
+"""The verbs over the stages: each fills in paths and calls `run_stage`."""
+
+from typing import Any
+
+import click
+
+from cloc.cli.options import resolve, settings_options
+from cloc.errors import ConfigError
+from cloc.stages import run_stage
+
+_data = click.option("--data", required=True, help="Data set, or collection with splits (folder or s3:// prefix).")
+_captions = click.option("--captions", required=True, help="Where the captions tables lie.")
+_regions = click.option("--regions", required=True, help="Where the regions tables lie.")
+_result = click.option("--result", "result_dir", help="Folder for stage_result.json and config.yaml, too.")
+
+
+@click.command()
+@_data
+@click.option("--out", required=True, help="Where the captions tables go.")
+@_result
+@settings_options
+def caption(data: str, out: str, result_dir: str | None, **settings: Any) -> None:
+    """Caption every image of a data set."""
+    run_stage(
+        "captioning", resolve(**settings), inputs={"data": data}, outputs={"captions": out}, result_dir=result_dir
+    )
+
+
+@click.command()
+@_data
+@_captions
+@click.option("--out", required=True, help="Where the regions tables go.")
+@_result
+@settings_options
+def ground(data: str, captions: str, out: str, result_dir: str | None, **settings: Any) -> None:
+    """Find boxes for the phrases of the captions."""
+    inputs = {"data": data, "captions": captions}
+    run_stage("grounding", resolve(**settings), inputs=inputs, outputs={"regions": out}, result_dir=result_dir)
+
+
+@click.command()
+@_data
+@_captions
+@_regions
+@click.option("--out", required=True, help="Folder of the report.")
+@settings_options
+def validate(data: str, captions: str, regions: str, out: str, **settings: Any) -> None:
+    """Check labels with Great Expectations; exit code 4 when the gate fails."""
+    inputs = {"data": data, "captions": captions, "regions": regions}
+    run_stage("validation", resolve(**settings), inputs=inputs, outputs={"report": out})
+
+
+@click.command()
+@_data
+@_captions
+@_regions
+@click.option("--out", required=True, help="Folder of the model; running again goes on from its last checkpoint.")
+@click.option("--objective", type=click.Choice(["cloc", "clip"]), default="cloc", show_default=True)
+@click.option("--match-compute-of", default="", help="Train as many processor-seconds as this model took.")
+@click.option("--step-cost-of", default="", help="Model of the same objective that tells what a step costs.")
+@settings_options
+def pretrain(
+    data: str,
+    captions: str,
+    regions: str,
+    out: str,
+    objective: str,
+    match_compute_of: str,
+    step_cost_of: str,
+    **settings: Any,
+) -> None:
+    """Train CLOC, or a plain CLIP by the same code, through TorchX."""
+    inputs = {
+        "data": data,
+        "captions": captions,
+        "regions": regions,
+        "objective": objective,
+        "match_compute_of": match_compute_of,
+        "step_cost_of": step_cost_of,
+    }
+    run_stage("pretraining", resolve(**settings), inputs=inputs, outputs={"model": out})
+
+
+@click.command()
+@_data
+@click.option("--model", "models", multiple=True, required=True, metavar="NAME=FOLDER", help="A row; repeat.")
+@click.option("--out", required=True, help="Folder of the report.")
+@settings_options
+def evaluate(data: str, models: tuple[str, ...], out: str, **settings: Any) -> None:
+    """Compare models on the test splits and write a report.
+
+    \b
+    cloc evaluate --data data --model CLIP=work/clip --model CLOC=work/cloc --out work/evaluation
+    """
+    rows: dict[str, str] = {}
+    for item in models:
+        name, sign, folder = item.partition("=")
+        if not sign:
+            raise ConfigError(f"--model {item!r}: write it as NAME=FOLDER")
+        rows[name] = folder
+    run_stage("evaluation", resolve(**settings), inputs={"data": data, "models": rows}, outputs={"report": out})
+
+
+@click.command()
+@click.option("--evaluation", required=True, help="Folder of the evaluation's report.")
+@click.option("--model", required=True, help="Folder of the candidate.")
+@click.option("--out", required=True, help="Folder of the receipt.")
+@settings_options
+def register(evaluation: str, model: str, out: str, **settings: Any) -> None:
+    """Register a model in MLflow when it passes the gate; exit code 4 when it does not."""
+    inputs = {"evaluation": evaluation, "model": model}
+    run_stage("registration", resolve(**settings), inputs=inputs, outputs={"receipt": out})
+
+
+@click.command()
+@_data
+@_captions
+@_regions
+@click.option("--encoder", required=True, help="Folder of the vision encoder (CLOC or CLIP).")
+@click.option("--out", required=True, help="Folder of the adapter.")
+@settings_options
+def tune(data: str, captions: str, regions: str, encoder: str, out: str, **settings: Any) -> None:
+    """Tune an MLLM adapter on referring and grounding, and measure it."""
+    inputs = {"data": data, "captions": captions, "regions": regions, "encoder": encoder}
+    run_stage("adapter_tuning", resolve(**settings), inputs=inputs, outputs={"adapter": out})

@@ -1,0 +1,109 @@
+"""What tuning reads: an endless, deterministic stream of conversation batches from the shards and their regions.
+
+Order, questions and wordings depend on the seed and the position alone. Nothing is held but a shuffle buffer of
+encoded images and a few batches.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cloc.boxes import Letterbox
+from cloc.data.dataset import Dataset, LabeledSample
+from cloc.data.loader import shuffled
+from cloc.data.transforms import decode, letterbox
+from cloc.errors import DataError
+from cloc.mllm.chat import ChatBatch, ChatFormat, Encoded, collate
+from cloc.mllm.instructions import Region, conversation, regions_of
+
+# Batches that are sorted by length together: less padding, and still random.
+_GROUP = 8
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One image of the data set, decoded, with its regions.
+
+    Attributes:
+        key: of the image.
+        pixels_SS3: the network input, uint8.
+        frame: map between the original image and the network input.
+        regions: its regions.
+    """
+
+    key: str
+    pixels_SS3: Tensor
+    frame: Letterbox
+    regions: list[Region]
+
+
+def picture_of(sample: LabeledSample, *, image_size: int) -> Picture:
+    """Decodes a sample. Raises DataError, naming the image, when it cannot be decoded."""
+    try:
+        image = decode(sample.sample.image, at_least=image_size)
+    except OSError as error:
+        raise DataError(f"image {sample.sample.key!r} cannot be decoded ({error}); ingest it again") from None
+    pixels, frame = letterbox(image, size=image_size)
+    regions = regions_of(sample.regions, frame=frame)
+    return Picture(sample.sample.key, torch.from_numpy(pixels.copy()), frame, regions)
+
+
+@dataclass(frozen=True)
+class StreamSettings:
+    """How the stream is made.
+
+    Attributes:
+        image_size: side of the network input, pixels.
+        batch_size: conversations a batch.
+        max_turns: questions a conversation at most.
+        seed: of order, questions and wordings.
+        buffer: samples (encoded) that are shuffled together.
+    """
+
+    image_size: int
+    batch_size: int
+    max_turns: int
+    seed: int
+    buffer: int = 2048
+
+
+def batches(dataset: Dataset, chat: ChatFormat, settings: StreamSettings) -> Iterator[ChatBatch]:
+    """Endless batches.
+
+    Raises:
+        DataError: no image has a usable region, an image cannot be decoded, or a conversation exceeds the context.
+    """
+    held: list[tuple[Tensor, Encoded]] = []
+    size, pad_id = settings.batch_size, chat.tokenizer.pad_token_id
+    for position, sample in enumerate(_usable(dataset, settings)):
+        rng = np.random.default_rng((settings.seed, position))
+        picture = picture_of(sample, image_size=settings.image_size)
+        turns = conversation(picture.regions, max_turns=settings.max_turns, rng=rng)
+        held.append((picture.pixels_SS3, chat.encode(turns, key=picture.key)))
+        if len(held) == _GROUP * size:
+            held.sort(key=lambda item: len(item[1].ids))
+            for index in rng.permutation(_GROUP):
+                part = held[index * size : (index + 1) * size]
+                yield collate([pixels for pixels, _ in part], [ids for _, ids in part], pad_id=pad_id)
+            held = []
+
+
+def _usable(dataset: Dataset, settings: StreamSettings) -> Iterator[LabeledSample]:
+    """Samples with a region that has a text, epoch after epoch, shards and samples shuffled."""
+    epoch = 0
+    while True:
+        rng = np.random.default_rng((settings.seed, epoch))
+        shards = dataset.manifest.shards
+        order = (shards[index] for index in rng.permutation(len(shards)))
+        stream = (sample for shard in order for sample in dataset.read(shard))
+        found = False
+        for sample in shuffled(stream, rng=rng, buffer=settings.buffer):
+            if any(row["text"].strip() for row in sample.regions):
+                found = True
+                yield sample
+        if not found:
+            raise DataError(f"{dataset.regions.url}: no image has a region with a text; run grounding first")
+        epoch += 1

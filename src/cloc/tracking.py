@@ -1,0 +1,244 @@
+"""MLflow: one run per pipeline run, the stages as its children. The only module that imports mlflow.
+
+Where the pipeline's run comes from, in this order:
+    MLFLOW_RUN_ID   a run that exists (the pipeline's own, or one that a KFP server made)
+    CLOC_RUN_KEY    any key shared by the stages of a pipeline run (the KFP run id): found by tag, made when missing
+    dvc repro       the stages of one invocation share a run, too
+    else            the stage is its own pipeline
+"""
+
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from cloc import __version__
+from cloc.config.load import flatten
+from cloc.config.schema import TrackingConfig
+from cloc.errors import ConfigError
+from cloc.stage import StageResult
+
+_KEY_TAG = "cloc.run_key"
+_PARAM_LIMIT = 500
+_BATCH = 900
+_ARTIFACT_LIMIT = 64 * 2**20
+DEFAULT_STORE = "sqlite:///mlflow.db"
+
+
+class Run:
+    """A run that is being recorded: a stage's, or a pipeline's."""
+
+    def __init__(self, client: Any, run_id: str, *, uri: str) -> None:
+        self._client, self.run_id, self.uri = client, run_id, uri
+
+    def log_params(self, params: Mapping[str, Any]) -> None:
+        """Settings; long values are cut and stand whole in the run's settings.json."""
+        from mlflow.entities import Param
+
+        values = [Param(name, str(value)[:_PARAM_LIMIT]) for name, value in params.items()]
+        for start in range(0, len(values), 100):
+            self._client.log_batch(self.run_id, params=values[start : start + 100])
+
+    def log_metrics(self, metrics: Mapping[str, float], *, step: int = 0) -> None:
+        """Numbers at a step."""
+        self._log_rows([{"step": step, **metrics}])
+
+    def _log_rows(self, rows: list[dict[str, float]]) -> None:
+        from mlflow.entities import Metric
+        from mlflow.utils.time import get_current_time_millis
+
+        now = get_current_time_millis()
+        values = [
+            Metric(_metric_name(name), float(value), now, int(row["step"]))
+            for row in rows
+            for name, value in row.items()
+            if name != "step"
+        ]
+        for start in range(0, len(values), _BATCH):
+            self._client.log_batch(self.run_id, metrics=values[start : start + _BATCH])
+
+    def log_inputs(self, inputs: Mapping[str, Any]) -> None:
+        """Where the stage read from, and the hashes of the data sets among it."""
+        for name, value in inputs.items():
+            self.set_tag(f"input.{name}", json.dumps(value) if isinstance(value, Mapping) else str(value))
+            manifest = Path(str(value)) / "manifest.json"
+            if manifest.is_file():
+                self._log_dataset(name, manifest)
+
+    def _log_dataset(self, name: str, manifest: Path) -> None:
+        import hashlib
+
+        from mlflow.entities import Dataset, DatasetInput
+
+        text = manifest.read_text()
+        digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+        body = json.loads(text)
+        profile = json.dumps({"images": body.get("images"), "shards": len(body.get("shards", ()))})
+        source = json.dumps({"uri": str(manifest.parent)})
+        dataset = Dataset(name=name, digest=digest, source_type="local", source=source, profile=profile)
+        self._client.log_inputs(self.run_id, datasets=[DatasetInput(dataset)])
+
+    def log_result(self, result: StageResult) -> None:
+        """A stage's metrics, counts, message and artifacts; a metrics.jsonl among them becomes curves."""
+        self.log_metrics({**result.metrics, **{f"count/{name}": value for name, value in result.counts.items()}})
+        self.set_tag("mlflow.note.content", result.message)
+        for name, location in result.artifacts.items():
+            path = Path(location)
+            if path.name == "metrics.jsonl":
+                rows = [json.loads(line) for line in path.read_text().splitlines()]
+                self._log_rows([{key: value for key, value in row.items() if key != "seconds"} for row in rows])
+            elif path.is_file() and path.stat().st_size <= _ARTIFACT_LIMIT:
+                self._client.log_artifact(self.run_id, str(path))
+            self.set_tag(f"artifact.{name}", location)
+
+    def set_tag(self, name: str, value: str) -> None:
+        """A tag; names are reduced to the characters that MLflow takes."""
+        self._client.set_tag(self.run_id, _metric_name(name), value[:5000])
+
+    def fail(self, reason: str) -> None:
+        """Records why the stage failed."""
+        self.set_tag("cloc.failure", reason)
+
+    def register(self, name: str, folder: str, *, description: str, tags: Mapping[str, str]) -> str:
+        """Files a folder as a new version of a registered model with the alias `challenger`; returns the version."""
+        self._client.log_artifacts(self.run_id, folder, "model")
+        if not any(model.name == name for model in self._client.search_registered_models(f"name = '{name}'")):
+            self._client.create_registered_model(name)
+        source = f"{self._client.get_run(self.run_id).info.artifact_uri}/model"
+        version = self._client.create_model_version(
+            name, source, self.run_id, tags=dict(tags), description=description
+        ).version
+        self._client.set_registered_model_alias(name, "challenger", version)
+        return str(version)
+
+
+def _metric_name(name: str) -> str:
+    return "".join(c if c.isalnum() or c in "_-. /" else "_" for c in name)
+
+
+def tracking_uri(config: TrackingConfig) -> str:
+    """Store or server: the settings', else MLFLOW_TRACKING_URI, else SQLite in the working directory."""
+    return config.uri or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_STORE
+
+
+def _open(config: TrackingConfig) -> tuple[Any, str, str]:
+    """A client, its URI and the experiment's id."""
+    import logging
+
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    uri = tracking_uri(config)
+    try:
+        client = MlflowClient(tracking_uri=uri)
+        experiment = client.get_experiment_by_name(config.experiment)
+        return client, uri, experiment.experiment_id if experiment else client.create_experiment(config.experiment)
+    except (MlflowException, OSError) as error:
+        reason = str(error).splitlines()[0][:300]
+        raise ConfigError(
+            f"MLflow at {uri} cannot be used ({reason}); set tracking.uri or MLFLOW_TRACKING_URI"
+        ) from None
+
+
+def _common_tags() -> dict[str, str]:
+    tags = {
+        "cloc.version": __version__,
+        "python": platform.python_version(),
+        "host": platform.node(),
+        "mlflow.user": os.environ.get("USER", ""),
+    }
+    commit = _git("rev-parse", "HEAD")
+    if commit:
+        tags["mlflow.source.git.commit"] = commit
+        tags["git.dirty"] = str(bool(_git("status", "--porcelain", "--untracked-files=no"))).lower()
+    for name in ("CLOC_KFP_RUN_URL", "DVC_EXP_NAME"):
+        if os.environ.get(name):
+            tags[name.lower()] = os.environ[name]
+    return tags
+
+
+def _git(*arguments: str) -> str:
+    try:
+        done = subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""  # not a checkout, or no git: then there is no commit to record
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+@contextmanager
+def pipeline_run(config: TrackingConfig, *, name: str, settings: Mapping[str, Any]) -> Iterator[Run]:
+    """The parent run of a pipeline; stages started inside (in subprocesses, too) become its children."""
+    client, uri, experiment = _open(config)
+    created = client.create_run(experiment, run_name=name, tags={**_common_tags(), "cloc.kind": "pipeline"})
+    run = Run(client, created.info.run_id, uri=uri)
+    run.log_params(flatten(settings))
+    before = {key: os.environ.get(key) for key in ("MLFLOW_RUN_ID", "MLFLOW_TRACKING_URI")}
+    os.environ.update({"MLFLOW_RUN_ID": run.run_id, "MLFLOW_TRACKING_URI": uri})
+    try:
+        yield run
+    except BaseException as error:
+        run.fail(str(error))
+        client.set_terminated(run.run_id, "FAILED" if isinstance(error, Exception) else "KILLED")
+        raise
+    finally:
+        for key, value in before.items():
+            if value is None:
+                os.environ.pop(key, None)
+            else:
+                os.environ[key] = value
+    client.set_terminated(run.run_id, "FINISHED")
+
+
+@contextmanager
+def stage_run(config: TrackingConfig, *, stage: str, settings: Mapping[str, Any]) -> Iterator[Run]:
+    """The run of one stage, under the pipeline's run where there is one."""
+    client, uri, experiment = _open(config)
+    parent = _parent(client, experiment)
+    tags = {**_common_tags(), "cloc.kind": "stage", "cloc.stage": stage}
+    if parent:
+        tags["mlflow.parentRunId"] = parent
+        experiment = client.get_run(parent).info.experiment_id
+    created = client.create_run(experiment, run_name=stage, tags=tags)
+    run = Run(client, created.info.run_id, uri=uri)
+    run.log_params(flatten(settings))
+    try:
+        yield run
+    except BaseException as error:
+        client.set_terminated(run.run_id, "FAILED" if isinstance(error, Exception) else "KILLED")
+        raise
+    client.set_terminated(run.run_id, "FINISHED")
+
+
+def _parent(client: Any, experiment: str) -> str | None:
+    given = os.environ.get("MLFLOW_RUN_ID")
+    if given:
+        return given
+    key = os.environ.get("CLOC_RUN_KEY") or _dvc_key()
+    if not key:
+        return None
+    found = client.search_runs([experiment], filter_string=f"tags.`{_KEY_TAG}` = '{key}'", max_results=1)
+    if found:
+        return str(found[0].info.run_id)
+    name = f"dvc-{os.environ['DVC_EXP_NAME']}" if os.environ.get("DVC_EXP_NAME") else key
+    tags = {**_common_tags(), _KEY_TAG: key, "cloc.kind": "pipeline"}
+    created = client.create_run(experiment, run_name=name, tags=tags)
+    client.set_terminated(created.info.run_id, "FINISHED")
+    return str(created.info.run_id)
+
+
+def _dvc_key() -> str | None:
+    """A key shared by the stages of one `dvc repro`: its process and when that began."""
+    if "DVC_ROOT" not in os.environ:
+        return None
+    import psutil
+
+    for process in psutil.Process().parents():
+        if any(Path(part).name == "dvc" for part in process.cmdline()[:3]):
+            return f"dvc-{process.pid}-{int(process.create_time())}"
+    return None

@@ -1,0 +1,103 @@
+"""Checkpoints: tensors as safetensors, the rest as JSON; whole or not there, so that a killed run can go on.
+
+checkpoints/step-00000200/{model.safetensors, optimizer.safetensors, state.json}
+"""
+
+import json
+import os
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from cloc.errors import TrainingError
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """Where a run stands.
+
+    Attributes:
+        step: optimiser steps done.
+        fingerprint: of everything that must not change when a run goes on (settings, data, ranks).
+        cpu_seconds, wall_seconds: spent in the training loop by all ranks together, and by the clock.
+    """
+
+    step: int
+    fingerprint: str
+    cpu_seconds: float
+    wall_seconds: float
+
+
+class Checkpoints:
+    """The checkpoints of one run.
+
+    Args:
+        folder: where they lie.
+        keep: how many of the newest are kept.
+    """
+
+    def __init__(self, folder: str | Path, *, keep: int) -> None:
+        self._folder, self._keep = Path(folder), keep
+
+    def _all(self) -> list[Path]:
+        return sorted(path for path in self._folder.glob("step-*") if (path / "state.json").is_file())
+
+    def save(self, model: nn.Module, optimizer: torch.optim.Optimizer, state: TrainingState) -> Path:
+        """Writes a checkpoint under a temporary name, renames it, and removes the oldest beyond `keep`."""
+        final = self._folder / f"step-{state.step:08d}"
+        temporary = self._folder / f".tmp-{os.getpid()}-{final.name}"
+        temporary.mkdir(parents=True)
+        save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, temporary / _MODEL)
+        save_file(_optimizer_tensors(optimizer), temporary / _OPTIMIZER)
+        (temporary / "state.json").write_text(json.dumps(asdict(state), indent=2) + "\n")
+        shutil.rmtree(final, ignore_errors=True)
+        temporary.rename(final)
+        for old in self._all()[: -self._keep]:
+            shutil.rmtree(old)
+        return final
+
+    def restore(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, *, fingerprint: str, device: torch.device
+    ) -> TrainingState | None:
+        """Loads the newest checkpoint into model and optimiser; None when there is none.
+
+        Raises:
+            TrainingError: the newest checkpoint belongs to a run with other settings or data.
+        """
+        found = self._all()
+        if not found:
+            return None
+        newest = found[-1]
+        state = TrainingState(**json.loads((newest / "state.json").read_text()))
+        if state.fingerprint != fingerprint:
+            raise TrainingError(
+                f"{newest} belongs to a run with other settings, data or number of processes; "
+                f"remove {self._folder} to start anew, or restore the settings"
+            )
+        model.load_state_dict(load_file(newest / _MODEL, device=str(device)))
+        _load_optimizer(optimizer, load_file(newest / _OPTIMIZER, device=str(device)))
+        return state
+
+
+_MODEL, _OPTIMIZER = "model.safetensors", "optimizer.safetensors"
+
+
+def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimiser's tensors by "<parameter number>.<name>"; its settings come from the config."""
+    return {
+        f"{number}.{name}": torch.as_tensor(value).clone().contiguous()
+        for number, values in optimizer.state_dict()["state"].items()
+        for name, value in values.items()
+    }
+
+
+def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        number, _, name = key.partition(".")
+        state.setdefault(int(number), {})[name] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -60,7 +60,7 @@ class Progress:
         seconds = max(time.monotonic() - self._start, 1e-6)
         rate = self._done / seconds
         left = self.images - self._done - self._skipped
-        eta = f"{left / rate:.0f} s left" if rate > 0 else "time left unknown"
+        eta = f"{left / rate:.0f} s left" if rate > 0 else "time left unknown" if left else "done"
         skipped = f", {self._skipped} stood already" if self._skipped else ""
         return (
             f"{self.name}: {self._done + self._skipped}/{self.images} images{skipped}, {rate:.1f} images/s, "

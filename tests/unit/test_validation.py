@@ -201,7 +201,7 @@ def test_gate_message_is_one_line_that_names_the_worst_and_the_report(good: Path
     message = str(error.value)
     assert "\n" not in message
     assert "1 of 31 checks failed" in message
-    assert "x2 from 0 to 1: 12 of 240 rows break it (5 %), limit at most 0.1 % of rows" in message
+    assert "x2 from 0 to 1: 12 of 240 rows break it (5%), limit at most 0.1% of rows" in message
     assert str(good.parent / "report" / "index.html") in message
 
 

@@ -262,7 +262,7 @@ def _text_checks(config: Config, *, table: str, thing: str) -> tuple[RowCheck, .
             gxe.ExpectColumnValuesToBeBetween(column="images_with_key", min_value=1, mostly=mostly),
             id=f"{table}/key_known",
             name=f"Every {thing} belongs to an image of its shard",
-            columns=("key",),
+            columns=("text",),
             hint="These labels were made from other images, or the shards were made again since.",
         ),
         _row(

@@ -175,4 +175,4 @@ def _example(values: pd.Series, *, columns: Sequence[str]) -> Example:
 
 
 def _percent(share: float) -> str:
-    return f"{share * 100:.3g} %"
+    return f"{share * 100:.3g}%"

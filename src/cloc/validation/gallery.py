@@ -46,8 +46,7 @@ class RandomSamples:
         """Draws the samples that were chosen from this shard."""
         for item in self._heap:
             if item.sample is not None:
-                title = "Random sample"
-                item.picture = make_picture(item.sample, frames, title=title, max_pixels=self.max_pixels)
+                item.picture = make_picture(item.sample, frames, title="", max_pixels=self.max_pixels)
                 item.sample = None
 
     def pictures(self) -> list[Picture]:
@@ -110,7 +109,7 @@ def _choose(results: Sequence[CheckResult]) -> list[_Finding]:
 def _draw(config: Config, finding: _Finding, sample: Sample, frames: ShardFrames) -> Picture:
     result = finding.result
     bad = {result.table: [example.row for example in result.examples if example.shard == frames.name]}
-    title = f"{result.name}: {finding.example.value}"
+    title = result.name if not result.passed else f"{result.name} (within its limit)"
     return make_picture(sample, frames, title=title, max_pixels=config.data.max_pixels, bad=bad)
 
 

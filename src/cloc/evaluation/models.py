@@ -1,0 +1,189 @@
+"""The models side by side: what a model folder is, and the ways to read regions with it.
+
+Shapes: B images, M boxes an image, R boxes of all images, N tokens, D ViT width, E embedding width, S input side.
+Boxes are xyxy in [0, 1] of the padded network input.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from cloc.errors import ConfigError
+from cloc.evaluation.provenance import read_training, slug, weights_digest
+from cloc.model.modeling import CLOCModel
+from cloc.model.processing import CLOCProcessor, normalize
+
+_PROMPTS = 512  # padded boxes a call: a Prompter that pools over image tokens repeats them for each box
+
+Reader = Literal["crop", "roi_align", "prompter", "region_head"]
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class EvaluatedModel:
+    """A model of the comparison, ready to encode.
+
+    Attributes:
+        name: of its row.
+        folder: where it was loaded from.
+        training: see `read_training`.
+        digest: sha256 of its weights.
+        readers: ways to read regions: those that its objective trained, and those that any CLIP has.
+    """
+
+    name: str
+    folder: str
+    training: Mapping[str, Any]
+    digest: str
+    readers: tuple[Reader, ...]
+    model: CLOCModel
+    processor: CLOCProcessor
+    device: torch.device
+
+    @property
+    def slug(self) -> str:
+        """See `slug`."""
+        return slug(self.name)
+
+    @property
+    def size(self) -> int:
+        """Side of the network input, pixels."""
+        return self.processor.image_size
+
+    @property
+    def grounds(self) -> bool:
+        """Whether it was trained to find boxes."""
+        return self.training["objective"] == "cloc" and self.model.has_prompter
+
+    def pixels(self, pixels_BSS3: npt.NDArray[np.uint8]) -> Tensor:
+        """Letterboxed uint8 images -> network input."""
+        return normalize(torch.from_numpy(pixels_BSS3).to(self.device))
+
+    def embed_images(self, pixels_BSS3: npt.NDArray[np.uint8], *, batch_size: int) -> Floats:
+        """Normalised image embeddings (B, E); crops are read this way as well."""
+        parts = [
+            _unit(self.model.encode_image(self.pixels(pixels_BSS3[first : first + batch_size])).embeds_BE)
+            for first in range(0, len(pixels_BSS3), batch_size)
+        ]
+        return _rows(parts, width=self.model.config.projection_dim)
+
+    def embed_texts(self, texts: Sequence[str], *, batch_size: int) -> Floats:
+        """Normalised text embeddings (T, E). Texts of about equal length are encoded together."""
+        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+        parts = [
+            _unit(self.model.encode_text(self.processor.tokenize([texts[i] for i in chunk]).to(self.device)))
+            for chunk in (order[first : first + batch_size] for first in range(0, len(order), batch_size))
+        ]
+        rows = _rows(parts, width=self.model.config.projection_dim)
+        restored = np.empty_like(rows)
+        restored[order] = rows
+        return restored
+
+    def read_regions(self, tokens_BND: Tensor, boxes: Sequence[npt.NDArray[np.floating]], reader: Reader) -> Floats:
+        """Normalised region embeddings (R, E) by any reader but "crop", in the order of images and their boxes."""
+        read = self.model.embed_roi if reader == "roi_align" else self.model.embed_boxes
+        prompts = [torch.from_numpy(np.asarray(rows, dtype=np.float32)) for rows in boxes]
+        return _prompt(read, tokens_BND, prompts, width=self.model.config.projection_dim, normalized=True)
+
+    def ground(self, tokens_BND: Tensor, texts: Sequence[Floats]) -> Floats:
+        """Boxes (R, 4), padded, of text embeddings (M, E) of each image, in order."""
+        prompts = [torch.from_numpy(rows) for rows in texts]
+        return _prompt(self.model.ground_texts, tokens_BND, prompts, width=4, normalized=False)
+
+
+def load_models(models: Mapping[str, str], *, device: str) -> list[EvaluatedModel]:
+    """Loads the models of a comparison, in order.
+
+    Args:
+        models: row name -> model folder.
+        device: "auto" (CUDA when there is any), "cpu" or "cuda".
+
+    Raises:
+        ConfigError: there are none, a folder is not a model's, or two names cannot be told apart in metric names.
+    """
+    if not models:
+        raise ConfigError("evaluation: no models given; name at least one as NAME=FOLDER")
+    slugs = [slug(name) for name in models]
+    for name, other in zip(models, slugs, strict=True):
+        if not other or slugs.count(other) > 1:
+            raise ConfigError(f"evaluation: the model name {name!r} is empty or like another one; give distinct names")
+    use_cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
+    where = torch.device("cuda" if use_cuda else "cpu")
+    return [_load(name, folder, where) for name, folder in models.items()]
+
+
+def _load(name: str, folder: str, device: torch.device) -> EvaluatedModel:
+    training = read_training(folder)
+    digest = weights_digest(folder)
+    try:
+        # Plain matmul and softmax: no slower here in float32, and the same on every machine.
+        model = CLOCModel.from_pretrained(folder, attn_implementation="eager", use_safetensors=True)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ConfigError(f"{folder}: the model cannot be loaded ({str(error).splitlines()[0][:200]})") from None
+    config = model.config
+    processor = CLOCProcessor.from_pretrained(
+        folder,
+        image_size=config.vision_config.image_size,
+        context_length=config.text_config.max_position_embeddings,
+    )
+    readers: list[Reader] = ["crop", "roi_align"]
+    if training["objective"] == "cloc":
+        readers.append("prompter" if model.has_prompter else "region_head")
+    return EvaluatedModel(
+        name=name,
+        folder=str(folder),
+        training=training,
+        digest=digest,
+        readers=tuple(readers),
+        model=model.to(device).eval(),
+        processor=processor,
+        device=device,
+    )
+
+
+def _prompt(
+    read: Callable[[Tensor, Tensor], Tensor],
+    tokens_BND: Tensor,
+    prompts: Sequence[Tensor],
+    *,
+    width: int,
+    normalized: bool,
+) -> Floats:
+    """Calls `read` on images with about equally many prompts together, so that little is spent on padding."""
+    total = sum(map(len, prompts))
+    offsets = np.cumsum([0, *map(len, prompts)])
+    result = np.zeros((total, width), dtype=np.float32)
+    pieces = [  # (image, first prompt, last prompt): an image with very many is read in pieces
+        (image, first, min(first + _PROMPTS, len(rows)))
+        for image, rows in enumerate(prompts)
+        for first in range(0, len(rows), _PROMPTS)
+    ]
+    pieces.sort(key=lambda piece: piece[1] - piece[2])
+    start = 0
+    while start < len(pieces):
+        longest = pieces[start][2] - pieces[start][1]
+        group = pieces[start : start + max(1, _PROMPTS // longest)]
+        start += len(group)
+        padded = torch.zeros(len(group), longest, prompts[0].shape[1])
+        for row, (image, first, last) in enumerate(group):
+            padded[row, : last - first] = prompts[image][first:last]
+        output = read(tokens_BND[[image for image, _, _ in group]], padded.to(tokens_BND.device))
+        values = (F.normalize(output.float(), dim=-1) if normalized else output.float()).cpu().numpy()
+        for row, (image, first, last) in enumerate(group):
+            result[offsets[image] + first : offsets[image] + last] = values[row, : last - first]
+    return result
+
+
+def _unit(x: Tensor) -> Floats:
+    unit: Floats = F.normalize(x.float(), dim=-1).cpu().numpy()
+    return unit
+
+
+def _rows(parts: Sequence[Floats], *, width: int) -> Floats:
+    return np.concatenate(parts) if parts else np.zeros((0, width), dtype=np.float32)

@@ -8,6 +8,8 @@ import itertools
 import json
 import multiprocessing
 import os
+import signal
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -124,7 +126,8 @@ def _run_parallel(tasks: Iterator[PackTask], *, processes: int) -> Iterator[Pack
     pending: dict[Future[PackReport], int] = {}
     numbered = enumerate(tasks)
     # spawn: the caller may have threads (a tracking client), which a fork would copy in the middle of their work.
-    with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, mp_context=context, initializer=_start_worker) as pool:
         try:
             while True:
                 # A bounded window: the records of all shards never wait in memory together.
@@ -147,6 +150,19 @@ def _run_parallel(tasks: Iterator[PackTask], *, processes: int) -> Iterator[Pack
     progress.close()
     for index in range(len(reports)):
         yield reports[index]
+
+
+def _start_worker() -> None:
+    """Ends the worker with its parent: one that is killed outright would leave its workers waiting for ever."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def follow() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
 
 
 class _Progress:

@@ -25,6 +25,7 @@ class StageResult:
         counts: how many items went through, were skipped, were quarantined.
         message: one line for a person.
         artifacts: files or folders worth keeping with the run, by the name to show.
+        mlflow_run: id of the MLflow run that recorded the stage; set by `run_stage`, not saved.
     """
 
     stage: str
@@ -32,6 +33,7 @@ class StageResult:
     counts: Mapping[str, int] = field(default_factory=dict)
     message: str = ""
     artifacts: Mapping[str, str] = field(default_factory=dict)
+    mlflow_run: str = ""
 
     def save(self, folder: str | Path) -> Path:
         """Writes the result as JSON into `folder` and returns the file's path."""

@@ -8,7 +8,7 @@ run (a child of the pipeline's).
 import importlib
 import time
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +113,7 @@ def run_stage(
             result.save(home)
             (Path(home) / CONFIG_FILE).write_text(dump(resolved))
         run.log_result(result)
+        result = replace(result, mlflow_run=run.run_id)
     print(f"== {name}: {result.message} ({time.monotonic() - started:.0f} s)", flush=True)
     return result
 

@@ -297,7 +297,9 @@ class AdapterConfig(Section):
     steps: Positive = 2000
     """Optimiser steps."""
     batch_size: Positive = 32
-    """Conversations a step."""
+    """Images a step."""
+    questions: Positive = 8
+    """Questions about an image of a step at most; they share the image's tokens."""
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
     """Peak learning rate."""
     warmup_steps: NonNegative = 50
@@ -308,6 +310,8 @@ class AdapterConfig(Section):
     """Seed of weights, order and templates."""
     eval_images: Positive = 300
     """Test images of the adapter's evaluation at most."""
+    eval_batch_size: Positive = 64
+    """Questions answered together in the evaluation."""
     log_every: Positive = 50
     """Steps between metric records."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

@@ -1,10 +1,9 @@
-"""Conversations about regions, made from the regions table: referring (box -> text) and grounding (text -> box).
+"""Questions about regions, made from the regions table: referring (box -> text) and grounding (text -> box).
 
     refer   "what is in [12 40 55 90]?"  -> "red key"
     ground  "where is the red key?"      -> "[12 40 55 90]"
 
-A region is asked about once a conversation, so that no answer can be copied from an earlier turn. A phrase is
-grounded only where it is unambiguous in its image. Labels of the regions serve evaluation alone.
+A phrase is grounded only where it is unambiguous in its image. Labels of the regions serve evaluation alone.
 """
 
 from collections.abc import Sequence
@@ -118,18 +117,13 @@ def ask(region: Region, task: Task, *, rng: np.random.Generator) -> Turn:
     return Turn(task, wording.format(phrase=region.text), box, region)
 
 
-def conversation(regions: Sequence[Region], *, max_turns: int, rng: np.random.Generator) -> list[Turn]:
-    """Turns about distinct regions in random order: grounding or referring, at even chance where both are possible."""
-    chosen = rng.permutation(len(regions))[:max_turns]
-    turns = []
-    for index in chosen:
-        region = regions[index]
-        task = Task.GROUND if region.unique and rng.random() < 0.5 else Task.REFER
-        turns.append(ask(region, task, rng=rng))
-    return turns
+def sampled_questions(regions: Sequence[Region], *, limit: int, rng: np.random.Generator) -> list[Turn]:
+    """At most `limit` of an image's questions, in random order."""
+    turns = questions(regions, rng=rng)
+    return [turns[index] for index in rng.permutation(len(turns))[:limit]]
 
 
 def questions(regions: Sequence[Region], *, rng: np.random.Generator) -> list[Turn]:
-    """What evaluation asks about an image: every region by its box, and every unambiguous one by its text."""
+    """All that is asked about an image: every region by its box, and every unambiguous one by its text."""
     tasks = [(region, task) for region in regions for task in Task if task is Task.REFER or region.unique]
     return [ask(region, task, rng=rng) for region, task in tasks]

@@ -1,10 +1,10 @@
-"""What tuning reads: an endless, deterministic stream of conversation batches from the shards and their regions.
+"""What tuning reads: an endless, deterministic stream of batches of questions from the shards and their regions.
 
 Order, questions and wordings depend on the seed and the position alone. Nothing is held but a shuffle buffer of
 encoded images and a few batches.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +17,7 @@ from cloc.data.loader import shuffled
 from cloc.data.transforms import decode, letterbox
 from cloc.errors import DataError
 from cloc.mllm.chat import ChatBatch, ChatFormat, Encoded, collate
-from cloc.mllm.instructions import Region, conversation, regions_of
+from cloc.mllm.instructions import Region, plain, regions_of, sampled_questions
 
 # Batches that are sorted by length together: less padding, and still random.
 _GROUP = 8
@@ -57,31 +57,39 @@ class StreamSettings:
 
     Attributes:
         image_size: side of the network input, pixels.
-        batch_size: conversations a batch.
-        max_turns: questions a conversation at most.
+        batch_size: images a batch.
+        questions: questions about an image at most.
         seed: of order, questions and wordings.
         buffer: samples (encoded) that are shuffled together.
     """
 
     image_size: int
     batch_size: int
-    max_turns: int
+    questions: int
     seed: int
     buffer: int = 2048
 
 
-def batches(dataset: Dataset, chat: ChatFormat, settings: StreamSettings) -> Iterator[ChatBatch]:
+def batches(
+    dataset: Dataset, chat: ChatFormat, settings: StreamSettings, *, keep: Callable[[LabeledSample], bool]
+) -> Iterator[ChatBatch]:
     """Endless batches.
 
+    Args:
+        dataset: with regions.
+        chat: how the decoder writes.
+        settings: how the stream is made.
+        keep: which samples may be used.
+
     Raises:
-        DataError: no image has a usable region, an image cannot be decoded, or a conversation exceeds the context.
+        DataError: no image has a usable region, an image cannot be decoded, or a question exceeds the context.
     """
     held: list[tuple[Tensor, Encoded]] = []
     size, pad_id = settings.batch_size, chat.tokenizer.pad_token_id
-    for position, sample in enumerate(_usable(dataset, settings)):
+    for position, sample in enumerate(_usable(dataset, settings, keep)):
         rng = np.random.default_rng((settings.seed, position))
         picture = picture_of(sample, image_size=settings.image_size)
-        turns = conversation(picture.regions, max_turns=settings.max_turns, rng=rng)
+        turns = sampled_questions(picture.regions, limit=settings.questions, rng=rng)
         held.append((picture.pixels_SS3, chat.encode(turns, key=picture.key)))
         if len(held) == _GROUP * size:
             held.sort(key=lambda item: len(item[1].ids))
@@ -91,7 +99,9 @@ def batches(dataset: Dataset, chat: ChatFormat, settings: StreamSettings) -> Ite
             held = []
 
 
-def _usable(dataset: Dataset, settings: StreamSettings) -> Iterator[LabeledSample]:
+def _usable(
+    dataset: Dataset, settings: StreamSettings, keep: Callable[[LabeledSample], bool]
+) -> Iterator[LabeledSample]:
     """Samples with a region that has a text, epoch after epoch, shards and samples shuffled."""
     epoch = 0
     while True:
@@ -101,7 +111,7 @@ def _usable(dataset: Dataset, settings: StreamSettings) -> Iterator[LabeledSampl
         stream = (sample for shard in order for sample in dataset.read(shard))
         found = False
         for sample in shuffled(stream, rng=rng, buffer=settings.buffer):
-            if any(row["text"].strip() for row in sample.regions):
+            if keep(sample) and any(plain(row["text"]) for row in sample.regions):
                 found = True
                 yield sample
         if not found:

@@ -1,7 +1,7 @@
 """The tuning loop: next-token loss on the answers, the vision tower frozen.
 
 Vision features are computed as they are needed: tuning sees most images once, so that a cache would only hold memory.
-Shapes: B conversations, L tokens, K supervised tokens of a batch, D decoder width.
+Shapes: B images, L tokens, K supervised tokens of a batch, D decoder width.
 """
 
 import itertools
@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from cloc.config.schema import AdapterConfig
 from cloc.data.loader import prefetched
 from cloc.errors import TrainingError
-from cloc.mllm.chat import IGNORED, ChatBatch
+from cloc.mllm.chat import IGNORED, ChatBatch, attention_mask
 from cloc.mllm.model import Adapter
 from cloc.model.processing import normalize
 
@@ -32,14 +32,14 @@ class TuningReport:
     """What tuning took.
 
     Attributes:
-        steps, conversations, answer_tokens: done.
+        steps, images, questions: done.
         loss: mean over the last tenth of the steps.
         wall_seconds, cpu_seconds: of the loop.
     """
 
     steps: int
-    conversations: int
-    answer_tokens: int
+    images: int
+    questions: int
     loss: float
     wall_seconds: float
     cpu_seconds: float
@@ -54,7 +54,8 @@ def answer_loss(adapter: Adapter, batch: ChatBatch) -> Tensor:
     device = adapter.model.device
     hidden_BLD = adapter.model.model(
         input_ids=batch.ids_BL.to(device),
-        attention_mask=batch.mask_BL.to(device),
+        attention_mask=attention_mask(batch.segments_BL.to(device)),
+        position_ids=batch.positions_BL.to(device),
         pixel_values=normalize(batch.pixels_BSS3.to(device)),
         use_cache=False,
     ).last_hidden_state
@@ -88,7 +89,7 @@ def tune(adapter: Adapter, stream: Iterator[ChatBatch], config: AdapterConfig, *
     optimizer = torch.optim.AdamW(_groups(parameters), betas=_BETAS)
     adapter.model.train()
     losses: list[float] = []
-    conversations = answer_tokens = 0
+    images = questions = 0
     watch = _Watch(config, metrics)
     for step, batch in enumerate(itertools.islice(prefetched(stream, depth=2), config.steps)):
         for group in optimizer.param_groups:
@@ -102,15 +103,15 @@ def tune(adapter: Adapter, stream: Iterator[ChatBatch], config: AdapterConfig, *
         losses.append(float(loss.detach()))
         if not math.isfinite(losses[-1]):
             raise TrainingError(f"adapter tuning: the loss is {losses[-1]} at step {step + 1}; lower the learning rate")
-        conversations += len(batch.ids_BL)
-        answer_tokens += int((batch.labels_BL != IGNORED).sum())
+        images += len(batch.ids_BL)
+        questions += int(batch.segments_BL.amax(dim=1).sum())
         watch.step(losses, rate=learning_rate(step, config))
     adapter.model.eval()
     last = losses[-max(1, len(losses) // 10) :]
     return TuningReport(
         steps=len(losses),
-        conversations=conversations,
-        answer_tokens=answer_tokens,
+        images=images,
+        questions=questions,
         loss=sum(last) / len(last),
         wall_seconds=time.monotonic() - watch.wall,
         cpu_seconds=time.process_time() - watch.cpu,

@@ -53,19 +53,17 @@ def macro_interval(
     images: npt.NDArray[np.integer],
     classes: npt.NDArray[np.integer],
     draws_SN: npt.NDArray[np.int64],
-    *,
-    n_classes: int,
 ) -> Interval:
     """Interval of the mean over classes of the accuracy in each; a resample's classes are those that occur in it.
 
     Args:
         hits: credit of each item, in [0, 1].
-        images, classes: index of each item's image (below N) and class (below C).
+        images, classes: index of each item's image (below N) and class.
         draws_SN: see `draws`.
-        n_classes: C.
     """
     present, compact = np.unique(classes, return_inverse=True)
-    assert len(present) <= n_classes
+    if not len(present):
+        return Interval(0.0, 0.0)
     cells = np.asarray(images, dtype=np.int64) * len(present) + compact
     size = draws_SN.shape[1] * len(present)
     hits_NC = np.bincount(cells, weights=hits, minlength=size).reshape(-1, len(present))

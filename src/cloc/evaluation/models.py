@@ -4,7 +4,7 @@ Shapes: B images, M boxes an image, R boxes of all images, N tokens, D ViT width
 Boxes are xyxy in [0, 1] of the padded network input.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,13 +13,17 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from transformers.utils.logging import disable_progress_bar
 
 from cloc.errors import ConfigError
 from cloc.evaluation.provenance import read_training, slug, weights_digest
 from cloc.model.modeling import CLOCModel
 from cloc.model.processing import CLOCProcessor, normalize
 
-_PROMPTS = 512  # padded boxes a call: a Prompter that pools over image tokens repeats them for each box
+_PROMPTS = 256  # padded boxes a call: a Prompter that pools over image tokens repeats them for each box
+
+# Images a call on a CPU: activations that stay near the caches are faster than a large batch.
+_CPU_BATCH = 32
 
 Reader = Literal["crop", "roi_align", "prompter", "region_head"]
 Floats = npt.NDArray[np.float32]
@@ -65,13 +69,26 @@ class EvaluatedModel:
         """Letterboxed uint8 images -> network input."""
         return normalize(torch.from_numpy(pixels_BSS3).to(self.device))
 
+    def encode_images(self, pixels_BSS3: npt.NDArray[np.uint8], *, batch_size: int) -> tuple[Floats, Tensor]:
+        """Normalised image embeddings (B, E) and spatial tokens (B, N, D)."""
+        encoded = [
+            self.model.encode_image(self.pixels(chunk)) for chunk in self._chunks(pixels_BSS3, batch_size=batch_size)
+        ]
+        embeds = np.concatenate([_unit(part.embeds_BE) for part in encoded])
+        return embeds, torch.cat([part.tokens_BND for part in encoded])
+
     def embed_images(self, pixels_BSS3: npt.NDArray[np.uint8], *, batch_size: int) -> Floats:
-        """Normalised image embeddings (B, E); crops are read this way as well."""
+        """Normalised image embeddings (B, E) alone; crops are read this way."""
         parts = [
-            _unit(self.model.encode_image(self.pixels(pixels_BSS3[first : first + batch_size])).embeds_BE)
-            for first in range(0, len(pixels_BSS3), batch_size)
+            _unit(self.model.encode_image(self.pixels(chunk)).embeds_BE)
+            for chunk in self._chunks(pixels_BSS3, batch_size=batch_size)
         ]
         return _rows(parts, width=self.model.config.projection_dim)
+
+    def _chunks(self, pixels_BSS3: npt.NDArray[np.uint8], *, batch_size: int) -> Iterator[npt.NDArray[np.uint8]]:
+        size = batch_size if self.device.type == "cuda" else min(batch_size, _CPU_BATCH)
+        for first in range(0, len(pixels_BSS3), size):
+            yield pixels_BSS3[first : first + size]
 
     def embed_texts(self, texts: Sequence[str], *, batch_size: int) -> Floats:
         """Normalised text embeddings (T, E). Texts of about equal length are encoded together."""
@@ -113,6 +130,7 @@ def load_models(models: Mapping[str, str], *, device: str) -> list[EvaluatedMode
     for name, other in zip(models, slugs, strict=True):
         if not other or slugs.count(other) > 1:
             raise ConfigError(f"evaluation: the model name {name!r} is empty or like another one; give distinct names")
+    disable_progress_bar()  # this stage tells its progress itself
     use_cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
     where = torch.device("cuda" if use_cuda else "cpu")
     return [_load(name, folder, where) for name, folder in models.items()]

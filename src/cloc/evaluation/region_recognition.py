@@ -109,7 +109,7 @@ def score(
         regions=len(credit),
         classes=len(classes),
         per_class={classes[c]: (float(a), int(counts_C[c])) for c, a in zip(occurring.tolist(), accuracy, strict=True)},
-        macc_interval=macro_interval(credit, images_R, labels_R, draws_SN, n_classes=len(classes)),
+        macc_interval=macro_interval(credit, images_R, labels_R, draws_SN),
         top1_interval=ratio_interval(hits_N, counts_N, draws_SN),
     )
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from cloc.config import Config
 from cloc.data.storage import open_storage
 from cloc.evaluation import report
-from cloc.evaluation.features import all_cores, encode_split
+from cloc.evaluation.features import encode_split
 from cloc.evaluation.metrics import METRICS_FILE, SplitResult, assemble, flatten, score_split
 from cloc.evaluation.models import load_models
 from cloc.evaluation.summary import headline_markdown, sentences
@@ -58,15 +58,14 @@ def run(config: Config, *, inputs: Inputs, outputs: Outputs) -> StageResult:
     models = load_models(inputs.models, device=config.evaluation.device)
     print(f"evaluation: {len(models)} models on {', '.join(split.name for split in splits)}", flush=True)
     results: dict[str, SplitResult] = {}
-    with all_cores():
-        for split in splits:
-            items, features = encode_split(
-                split,
-                models,
-                batch_size=config.evaluation.batch_size,
-                quarantine_limit=config.data.quarantine_limit,
-            )
-            results[split.name] = score_split(split, items, features)
+    for split in splits:
+        items, features = encode_split(
+            split,
+            models,
+            batch_size=config.evaluation.batch_size,
+            quarantine_limit=config.data.quarantine_limit,
+        )
+        results[split.name] = score_split(split, items, features)
     metrics = assemble(models, results)
     page = report.render(config, metrics, splits[0], results[splits[0].name], data=inputs.data)
     storage = open_storage(outputs.report)

@@ -1,0 +1,200 @@
+"""Summary and gate: pure functions of `metrics.json`."""
+
+import json
+
+import pytest
+from rich.console import Console
+
+from cloc.config.schema import Config, EvaluationConfig
+from cloc.errors import ConfigError, DataError, GateFailed
+from cloc.evaluation import registration, summary
+from cloc.evaluation.gate import judge
+from cloc.evaluation.provenance import read_training, slug, weights_digest
+
+STEPS, COMPUTE = "CLIP (equal steps)", "CLIP (equal compute)"
+
+
+def _share(value, **more):
+    return {**value, "interval": {key: [max(0, x - 0.03), min(1, x + 0.03)] for key, x in value.items()}, **more}
+
+
+def _row(model, reader, macc):
+    return {"model": model, "reader": reader, "region": _share({"mAcc": macc, "top1": macc / 2}, n=10, per_class={})}
+
+
+def _recall(value):
+    return _share({"R@1": value})
+
+
+def make_metrics(*, steps=(0.05, 0.12), compute=(0.19, 0.10), cloc=0.70, recalls=(0.15, 0.33, 0.25), clip_steps=600):
+    """Figures like those of a real run: (crop, RoIAlign) of each CLIP, the Prompter's, and R@1 of the three."""
+    rows = [
+        *(_row(STEPS, reader, x) for reader, x in zip(("crop", "roi_align"), steps, strict=True)),
+        *(_row(COMPUTE, reader, x) for reader, x in zip(("crop", "roi_align"), compute, strict=True)),
+        _row("CLOC", "crop", 0.3),
+        _row("CLOC", "prompter", cloc),
+    ]
+    names = (STEPS, COMPUTE, "CLOC")
+    split = {
+        "rows": rows,
+        "retrieval": {
+            name: {"i2t": _recall(x), "t2i": _recall(x - 0.02)} for name, x in zip(names, recalls, strict=True)
+        },
+        "grounding": {"CLOC": _share({"acc@0.5": 0.72})},
+    }
+    training = {
+        STEPS: ("clip", clip_steps, 251.0),
+        COMPUTE: ("clip", 1200, 496.0),
+        "CLOC": ("cloc", 600, 450.0),
+    }
+    return {
+        "headline": {"split": "test", "candidate": "CLOC", "baselines": [STEPS, COMPUTE]},
+        "models": {
+            name: {"objective": o, "steps": s, "cpu_seconds": c, "slug": slug(name), "weights_sha256": name}
+            for name, (o, s, c) in training.items()
+        },
+        "splits": {"test": split, "unseen_pairs": split},
+    }
+
+
+class TestSummary:
+    def test_the_best_reader_of_each_model_is_shown(self):
+        table = summary.headline(make_metrics())
+        row = next(row for row in table.rows if row.label == "region mAcc")
+        assert [(cell.text, cell.note) for cell in row.cells] == [
+            ("12.0", "RoIAlign"),
+            ("19.0", "crop"),
+            ("70.0", "Prompter"),
+        ]
+        assert [row.label for row in table.rows][-1] == "region mAcc, unseen pairs"
+        grounding = next(row for row in table.rows if row.label.startswith("grounding"))
+        assert [cell.value for cell in grounding.cells] == [None, None, 0.72]
+
+    def test_it_says_where_cloc_loses(self):
+        found = summary.sentences(make_metrics())
+        assert "5.8 times the 12.0 of CLIP (equal steps)" in found[0]
+        assert "3.7 times the 19.0 of CLIP (equal compute)" in found[1]
+        lost = [sentence for sentence in found if "loses" in sentence]
+        assert len(lost) == 2
+        assert all(COMPUTE in sentence and "8.0 points" in sentence and "are apart" in sentence for sentence in lost)
+
+    def test_it_says_when_nothing_is_lost(self):
+        assert summary.losses(make_metrics(recalls=(0.1, 0.2, 0.2)))[0].startswith("CLOC loses to no plain CLIP")
+
+    def test_close_figures_are_called_overlapping(self):
+        lost = summary.losses(make_metrics(recalls=(0.26, 0.1, 0.25)))
+        assert len(lost) == 2
+        assert all("intervals overlap" in sentence for sentence in lost)
+
+    def test_a_baseline_at_zero_gives_no_ratio(self):
+        assert "times" not in summary.sentences(make_metrics(steps=(0.0, 0.0)))[0]
+
+    def test_terminal_and_markdown_show_the_same_figures(self):
+        metrics = make_metrics()
+        console = Console(width=140, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+        console.print(summary.headline_table(metrics))
+        terminal, markdown = console.export_text(), summary.headline_markdown(metrics)
+        for text in (terminal, markdown):
+            for figure in ("70.0", "19.0", "72.0", "1,200", "450", COMPUTE):
+                assert figure in text
+        assert "**70.0** (Prompter" in markdown
+
+    def test_names_cannot_break_the_tables(self):
+        text = json.dumps(make_metrics()).replace("CLIP (equal steps)", "[red]a|b")
+        metrics = json.loads(text)
+        console = Console(width=140, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+        console.print(summary.headline_table(metrics))
+        assert "[red]a|b" in console.export_text()
+        assert r"\[red\]a\|b" in summary.headline_markdown(metrics)
+
+
+class TestGate:
+    def test_passes(self):
+        verdict = judge(make_metrics(), EvaluationConfig(min_region_gain=3.0))
+        assert verdict.passed
+        assert len(verdict.reasons) == 2
+
+    def test_the_best_plain_row_is_the_one_to_beat(self):
+        verdict = judge(make_metrics(), EvaluationConfig(min_region_gain=4.0))
+        assert not verdict.passed
+        assert verdict.reasons[0].startswith("min_region_gain")
+        assert "3.68 times the 19.0 of CLIP (equal compute) (crop)" in verdict.reasons[0]
+
+    def test_images_are_compared_at_equal_steps(self):
+        assert judge(make_metrics(recalls=(0.29, 0.9, 0.25)), EvaluationConfig()).passed
+        verdict = judge(make_metrics(recalls=(0.31, 0.2, 0.25)), EvaluationConfig())
+        assert not verdict.passed
+        assert verdict.reasons[0].startswith("max_image_loss")
+
+    def test_no_clip_at_equal_steps_fails(self):
+        verdict = judge(make_metrics(clip_steps=601), EvaluationConfig())
+        assert not verdict.passed
+        assert "no plain CLIP was trained for the 600 steps" in verdict.reasons[0]
+
+    def test_nothing_against_nothing_fails(self):
+        metrics = make_metrics(steps=(0, 0), compute=(0, 0), cloc=0)
+        for row in metrics["splits"]["test"]["rows"]:
+            row["region"]["mAcc"] = 0.0
+        assert not judge(metrics, EvaluationConfig()).passed
+        metrics["headline"]["baselines"] = []
+        assert not judge(metrics, EvaluationConfig()).passed
+
+
+@pytest.fixture
+def evaluated(tmp_path):
+    model, evaluation = tmp_path / "model", tmp_path / "evaluation"
+    model.mkdir()
+    evaluation.mkdir()
+    (model / "model.safetensors").write_bytes(b"weights")
+    metrics = make_metrics()
+    metrics["models"]["CLOC"]["weights_sha256"] = weights_digest(model)
+    (evaluation / "metrics.json").write_text(json.dumps(metrics))
+    return registration.Inputs(evaluation=str(evaluation), model=str(model))
+
+
+def _register(tmp_path, inputs, **rules):
+    config = Config(evaluation=EvaluationConfig(**rules))
+    return registration.run(config, inputs=inputs, outputs=registration.Outputs(receipt=str(tmp_path / "receipt")))
+
+
+class TestRegistration:
+    def test_a_receipt(self, tmp_path, evaluated):
+        result = _register(tmp_path, evaluated)
+        receipt = json.loads((tmp_path / "receipt" / "receipt.json").read_text())
+        assert receipt["passed"] is True
+        assert receipt["model"]["name"] == "CLOC"
+        assert receipt["metrics"]["splits"]["test"]["grounding"]["CLOC"]["acc@0.5"] == 0.72
+        assert result.artifacts["model"] == evaluated.model
+
+    def test_a_failing_candidate_gets_one_line_and_no_receipt(self, tmp_path, evaluated):
+        with pytest.raises(GateFailed, match=r"min_region_gain.*70\.0.*19\.0.*index\.html") as failure:
+            _register(tmp_path, evaluated, min_region_gain=5.0)
+        assert "\n" not in str(failure.value)
+        assert not (tmp_path / "receipt").exists()
+
+    def test_other_weights_are_refused(self, tmp_path, evaluated):
+        (tmp_path / "model" / "model.safetensors").write_bytes(b"other weights")
+        with pytest.raises(DataError, match="none of those evaluated"):
+            _register(tmp_path, evaluated)
+
+    def test_no_evaluation(self, tmp_path, evaluated):
+        (tmp_path / "evaluation" / "metrics.json").unlink()
+        with pytest.raises(DataError, match=r"no evaluation here.*metrics\.json"):
+            _register(tmp_path, evaluated)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, r"there is no training\.json"),
+        ("{", "cannot be read"),
+        ("[]", "objective must be"),
+        ('{"objective": "sigmoid"}', "'sigmoid'"),
+        ('{"objective": "clip", "steps": "many", "cpu_seconds": 1}', "steps must be a number, got 'many'"),
+    ],
+)
+def test_training_files_that_cannot_be_used(tmp_path, text, message):
+    if text is not None:
+        (tmp_path / "training.json").write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        read_training(tmp_path)

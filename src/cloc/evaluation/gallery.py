@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from cloc.boxes import problem
 from cloc.data.dataset import Dataset
 from cloc.data.transforms import decode
 from cloc.evaluation.metrics import SplitResult
@@ -76,13 +77,14 @@ class RegionCard:
 
 @dataclass(frozen=True)
 class GroundingCard:
-    """A phrase with its labelled and its predicted box."""
+    """A phrase with its labelled and its predicted box; `valid` is False where the model's corners span no box."""
 
     key: str
     phrase: str
     boxes: tuple[Box, ...]
     iou: float
     right: bool
+    valid: bool
 
 
 @dataclass(frozen=True)
@@ -150,14 +152,14 @@ def grounding_cards(result: SplitResult, *, model: str, threshold: float, count:
         if items.phrase_images[phrase] in seen:
             continue
         seen.add(items.phrase_images[phrase])
-        predicted = [float(value) for value in result.boxes[model][phrase]]
+        x1, y1, x2, y2 = (float(value) for value in result.boxes[model][phrase])
         iou = float(result.iou[model][phrase])
-        boxes = (
-            Box(*items.phrase_boxes[phrase], kind="labelled"),
-            Box(*_ordered(predicted), kind="predicted"),
-        )
+        boxes = [Box(*items.phrase_boxes[phrase], kind="labelled")]
+        valid = problem((x1, y1, x2, y2)) is None
+        if valid:
+            boxes.append(Box(x1, y1, x2, y2, kind="predicted"))
         key = items.keys[items.phrase_images[phrase]]
-        cards.append(GroundingCard(key, items.phrases[phrase], boxes, iou, iou >= threshold))
+        cards.append(GroundingCard(key, items.phrases[phrase], tuple(boxes), iou, iou >= threshold, valid))
     return cards
 
 
@@ -225,11 +227,6 @@ def per_class(
     frequent = sorted(rows, key=lambda name: (-rows[name]["n"], name))[:limit]
     found = [(name, rows[name]["accuracy"], others[name]["accuracy"], int(rows[name]["n"])) for name in frequent]
     return sorted(found, key=lambda item: (-item[1], -item[2], item[0]))
-
-
-def _ordered(box: Sequence[float]) -> tuple[float, float, float, float]:
-    """A predicted box with its corners in order: a box head may swap them."""
-    return min(box[0], box[2]), min(box[1], box[3]), max(box[0], box[2]), max(box[1], box[3])
 
 
 def _draw(pool: Sequence[int], count: int) -> list[int]:

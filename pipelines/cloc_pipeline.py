@@ -1,0 +1,153 @@
+"""The DAG: from images to a registered encoder and a tuned MLLM adapter.
+
+    settings -> ingest -> captioning -> grounding -> validation (gate)
+      -> pretraining: CLOC; plain CLIP at equal steps; plain CLIP at equal compute
+      -> evaluation -> registration (gate) -> adapter tuning on CLIP and on CLOC -> summary
+
+One definition: `pipelines.local` runs it on this machine, `pipelines.compile` and `pipelines.submit` bring it to a
+Kubeflow server.
+"""
+
+from kfp import dsl
+from kfp.dsl.pipeline_channel import PipelineChannel
+
+from components.adapter_tuning.component import adapter_tuning
+from components.captioning.component import captioning
+from components.evaluation.component import evaluation
+from components.grounding.component import grounding
+from components.ingest.component import ingest
+from components.pretraining.component import pretraining
+from components.registration.component import registration
+from components.settings.component import settings
+from components.summary.component import summary
+from components.validation.component import validation
+from pipelines.resources import on_cluster
+
+NAME = "cloc"
+
+
+@dsl.pipeline(name=NAME, display_name="CLOC: a CLIP encoder that understands regions")
+def cloc_pipeline(
+    data: str = "",
+    demo_images: int = 16000,
+    captioner: str = "annotations",
+    captioning_model: str = "Salesforce/blip-image-captioning-large",
+    region_finder: str = "annotations",
+    detection_model: str = "google/owlv2-large-patch14-ensemble",
+    detection_threshold: float = 0.1,
+    min_caption_coverage: float = 0.95,
+    min_region_coverage: float = 0.5,
+    start_from: str = "",
+    training_steps: int = 600,
+    batch_size: int = 128,
+    learning_rate: float = 0.001,
+    region_weight: float = 1.0,
+    min_region_gain: float = 1.0,
+    max_image_loss: float = 0.05,
+    language_model: str = "",
+    adapter_steps: int = 600,
+    model_name: str = "cloc",
+    other_settings: list = [],  # noqa: B006 (KFP reads the default when the pipeline is compiled)
+    gpus: int = 0,
+    gpu_type: str = "nvidia.com/gpu",
+) -> dsl.Artifact:
+    """Trains a CLIP-compatible encoder that understands regions, compares it with plain CLIP, and registers it.
+
+    Args:
+        data: Collection of images to use: folder or s3:// prefix with a data set a split. Empty renders the demo's.
+        demo_images: Training pictures to render when no data are given.
+        captioner: Where captions come from: annotations (the data's own) or transformers (a captioning model).
+        captioning_model: Hub id or folder of the captioning model.
+        region_finder: Where boxes come from: annotations (the data's own) or transformers (a detector).
+        detection_model: Hub id or folder of the open-vocabulary detector.
+        detection_threshold: Boxes that the detector is less sure of are dropped (0 to 1).
+        min_caption_coverage: Gate on the labels: least share of images with a caption.
+        min_region_coverage: Gate on the labels: least share of images with a region.
+        start_from: Hub id or folder of a CLIP checkpoint to start from. Empty trains from scratch.
+        training_steps: Optimiser steps of CLOC and of the CLIP that it is compared with at equal steps.
+        batch_size: Images a step, over all processes.
+        learning_rate: Peak learning rate.
+        region_weight: Weight of the region losses against the image loss.
+        min_region_gain: Gate on the model: CLOC's region accuracy over the best plain CLIP's must be at least this.
+        max_image_loss: Gate on the model: image-text R@1 may be this much below plain CLIP's.
+        language_model: Hub id or folder of the language model of the adapter. Empty makes a small one.
+        adapter_steps: Optimiser steps of the adapter.
+        model_name: Name in the model registry.
+        other_settings: Any other setting, as a list of "section.key=value"; `cloc config explain` lists them.
+        gpus: GPUs of each task that can use them; 0 runs on processors.
+        gpu_type: Kubernetes resource name of the GPUs.
+    """
+    stages = settings(
+        data=data,
+        demo_images=demo_images,
+        captioner=captioner,
+        captioning_model=captioning_model,
+        region_finder=region_finder,
+        detection_model=detection_model,
+        detection_threshold=detection_threshold,
+        min_caption_coverage=min_caption_coverage,
+        min_region_coverage=min_region_coverage,
+        start_from=start_from,
+        training_steps=training_steps,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        region_weight=region_weight,
+        min_region_gain=min_region_gain,
+        max_image_loss=max_image_loss,
+        language_model=language_model,
+        adapter_steps=adapter_steps,
+        model_name=model_name,
+        other_settings=other_settings,
+    )
+    # It looks at the code and at the data behind the given path, which no cache key shows: it always runs.
+    stages.set_caching_options(False)
+    stages.set_display_name("Settings")
+    on_cluster(stages, "settings", gpus=gpus, gpu_type=gpu_type)
+    given = stages.outputs
+
+    def set_up(task: dsl.PipelineTask, name: str, title: str) -> dsl.PipelineTask:
+        return on_cluster(task.set_display_name(title), name, gpus=gpus, gpu_type=gpu_type)
+
+    images = set_up(ingest(parameters=given["scenes"]), "ingest", "Data").outputs["data"]
+    captions = set_up(captioning(parameters=given["captioning"], data=images), "captioning", "Captioning").outputs[
+        "captions"
+    ]
+    regions = set_up(
+        grounding(parameters=given["grounding"], data=images, captions=captions), "grounding", "Grounding"
+    ).outputs["regions"]
+    labels = {"data": images, "captions": captions, "regions": regions}
+    checked = set_up(validation(parameters=given["validation"], **labels), "validation", "Validation (gate)")
+
+    def train(objective: str, title: str, **matched: PipelineChannel) -> PipelineChannel:
+        task = pretraining(parameters=given["pretraining"], objective=objective, **labels, **matched).after(checked)
+        return set_up(task, "pretraining", title).outputs["model"]
+
+    cloc = train("cloc", "Pre-training: CLOC")
+    equal_steps = train("clip", "Pre-training: CLIP, equal steps")
+    equal_compute = train("clip", "Pre-training: CLIP, equal compute", match_compute_of=cloc, step_cost_of=equal_steps)
+    models = {"clip_equal_steps": equal_steps, "clip_equal_compute": equal_compute, "cloc": cloc}
+    compared = set_up(
+        evaluation(parameters=given["evaluation"], data=images, **models), "evaluation", "Evaluation"
+    ).outputs["report"]
+    registered = set_up(
+        registration(parameters=given["registration"], evaluation=compared, model=cloc),
+        "registration",
+        "Registration (gate)",
+    )
+
+    def tune(encoder: PipelineChannel, title: str) -> PipelineChannel:
+        task = adapter_tuning(parameters=given["adapter_tuning"], encoder=encoder, **labels).after(registered)
+        return set_up(task, "adapter_tuning", title).outputs["adapter"]
+
+    clip_adapter = tune(equal_compute, "MLLM adapter on CLIP")
+    cloc_adapter = tune(cloc, "MLLM adapter on CLOC")
+    results = summary(
+        **labels,
+        **models,
+        validation=checked.outputs["report"],
+        evaluation=compared,
+        receipt=registered.outputs["receipt"],
+        clip_adapter=clip_adapter,
+        cloc_adapter=cloc_adapter,
+    )
+    return set_up(results, "summary", "Summary").outputs["results"]

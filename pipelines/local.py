@@ -1,0 +1,235 @@
+"""Runs the pipeline on this machine, by KFP's local runner: a subprocess a task, no container, no server.
+
+    cloc run [--data data/photos] [--out runs/photos]
+
+Everything that the run makes lies under `out`: `kfp` (tasks' results and their cache), `logs` (a file a task), and
+links to the results (`model`, `report`, ...). A run that was stopped goes on where it stood when it is started again.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import signal
+import sys
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import kfp.local
+import psutil
+from kfp.local import executor_input_utils
+from kfp.pipeline_spec.pipeline_spec_pb2 import PipelineSpec
+
+from cloc import tracking
+from cloc.config import Config
+from cloc.errors import ClocError
+from cloc.pipeline.component import FAILURE_VARIABLE, PAGE_FILE
+from cloc.pipeline.parameters import arguments, stage_parameters
+from cloc.pipeline.summary import SUMMARY_FILE, print_summary
+from cloc.stage import fingerprint
+from pipelines.cloc_pipeline import NAME, cloc_pipeline
+from pipelines.console import Console, KfpMessages
+
+FAILURE_FILE = "failure.json"
+
+
+class PipelineFailed(ClocError):  # noqa: N818 (a verdict, as GateFailed)
+    """A task failed; the message is its reason, the exit code its own."""
+
+    def __init__(self, message: str, *, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+def run_local(config: Config, *, data: str | None, out: str, cache: bool) -> dict[str, str]:
+    """Runs the whole pipeline and prints what came of it.
+
+    Args:
+        config: all settings.
+        data: collection to use; without it the demo's is rendered.
+        out: folder for everything that the run makes.
+        cache: whether results of equal tasks are reused.
+
+    Returns:
+        Where each result lies, by its name.
+
+    Raises:
+        PipelineFailed: a task failed.
+        ClocError: settings or data cannot be used; nothing was run.
+    """
+    started, folder = time.monotonic(), Path(out).absolute()
+    place = _absolute(data) if data else ""
+    # The first task does the same; here a mistake is told before anything is made.
+    tasks = stage_parameters(config, data=place)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / FAILURE_FILE).unlink(missing_ok=True)
+    home = f"{NAME}-{fingerprint(tasks)}" if cache else f"{NAME}-{time.strftime('%Y%m%d-%H%M%S')}"
+    spec = _without_retries(cloc_pipeline.pipeline_spec)
+    console = Console(sys.stdout, titles=_titles(spec), logs=folder / "logs")
+    name = f"{folder.name} {time.strftime('%Y-%m-%d %H:%M:%S')}"
+    with tracking.pipeline_run(config.tracking, name=name, settings=config.model_dump(mode="json")) as run:
+        try:
+            with _environment(folder), _quiet(console), _stable_home(home), _stop_children():
+                kfp.local.init(
+                    runner=kfp.local.SubprocessRunner(use_venv=False),
+                    pipeline_root=str(folder / "kfp"),
+                    raise_on_error=True,
+                    enable_caching=cache,
+                )
+                results = _run(spec, {"data": place, **arguments(config)})
+        except RuntimeError as error:
+            raise _failure(folder, console, error) from None
+        finally:
+            console.finish()
+    body = json.loads((Path(results.path) / SUMMARY_FILE).read_text())
+    _link(folder, body["places"])
+    print_summary(body)
+    _print_places(folder, body["places"], uri=run.uri, seconds=time.monotonic() - started)
+    return dict(body["places"])
+
+
+def _absolute(data: str) -> str:
+    return data if "://" in data else str(Path(data).absolute())
+
+
+def _without_retries(spec: PipelineSpec) -> PipelineSpec:
+    """The pipeline for a person's machine: what failed is told at once, and goes on when started again."""
+    own = PipelineSpec()
+    own.CopyFrom(spec)
+    for task in own.root.dag.tasks.values():
+        task.ClearField("retry_policy")
+    return own
+
+
+def _titles(spec: PipelineSpec) -> dict[str, str]:
+    """What people read for each task, by the name that the local runner gives it."""
+    return {task.component_ref.name.removeprefix("comp-"): task.task_info.name for task in spec.root.dag.tasks.values()}
+
+
+def _run(spec: PipelineSpec, given: Mapping[str, Any]) -> Any:
+    from kfp.local import pipeline_orchestrator
+
+    outputs = pipeline_orchestrator.run_local_pipeline(pipeline_spec=spec, arguments=dict(given))
+    return outputs["Output"]
+
+
+@contextlib.contextmanager
+def _environment(folder: Path) -> Iterator[None]:
+    """What the tasks' processes need: this interpreter first on PATH, output without delay, where a failure goes.
+
+    Progress bars of libraries are off: they are made for terminals, and stages say how far they are.
+    """
+    values = {
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
+        "PYTHONUNBUFFERED": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "TRANSFORMERS_VERBOSITY": os.environ.get("TRANSFORMERS_VERBOSITY", "error"),
+        FAILURE_VARIABLE: str(folder / FAILURE_FILE),
+    }
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+@contextlib.contextmanager
+def _quiet(console: Console) -> Iterator[None]:
+    """Sends what KFP prints, logs and warns through the console."""
+    root = logging.getLogger()
+    handler, level = KfpMessages(console), root.level
+    root.addHandler(handler)
+    root.setLevel(logging.INFO)
+    try:
+        with contextlib.redirect_stdout(console), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*have no effect in the current local runner.*")
+            yield
+    finally:
+        root.removeHandler(handler)
+        root.setLevel(level)
+
+
+@contextlib.contextmanager
+def _stable_home(name: str) -> Iterator[None]:
+    """Gives equal runs one folder where KFP would take one named by the time.
+
+    So what a stopped run left (rendered shards, labelled shards, checkpoints) is found by the next one.
+    """
+    usual = executor_input_utils.get_local_pipeline_resource_name
+    executor_input_utils.get_local_pipeline_resource_name = lambda pipeline_name: name
+    try:
+        yield
+    finally:
+        executor_input_utils.get_local_pipeline_resource_name = usual
+
+
+@contextlib.contextmanager
+def _stop_children() -> Iterator[None]:
+    """SIGTERM ends the tasks, too, as Ctrl-C does."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        for child in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.terminate()
+        raise KeyboardInterrupt
+
+    try:
+        previous = signal.signal(signal.SIGTERM, stop)
+    except ValueError:  # not the main thread: whoever started it handles signals
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _failure(folder: Path, console: Console, error: RuntimeError) -> PipelineFailed:
+    """The failed task's own reason; where it left none, its last words and its log."""
+    record = folder / FAILURE_FILE
+    if record.is_file():
+        told = json.loads(record.read_text())
+        return PipelineFailed(told["message"], exit_code=told["exit_code"])
+    if not console.failed:
+        return PipelineFailed(f"the pipeline could not run: {error}", exit_code=1)
+    words = console.last_line or "it said nothing"
+    log = console.log_path(console.failed)
+    return PipelineFailed(f"task {console.failed} broke off ({words}); its log: {log}", exit_code=1)
+
+
+def _link(folder: Path, places: Mapping[str, str]) -> None:
+    """Makes `<out>/model`, `<out>/report` and so on point at the results of this run."""
+    for name, place in places.items():
+        link = folder / name
+        if link.is_symlink():
+            link.unlink()
+        if "://" not in place and not link.exists():
+            link.symlink_to(os.path.relpath(place, folder))
+    (folder / SUMMARY_FILE).write_text(json.dumps(places, indent=1) + "\n")
+
+
+def _print_places(folder: Path, places: Mapping[str, str], *, uri: str, seconds: float) -> None:
+    def shown(path: Path) -> str:
+        return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
+
+    print(f"\nFinished in {seconds / 60:.1f} minutes. Where things lie:")
+    for name in places:
+        print(f"  {name:<18} {shown(folder / name) if (folder / name).exists() else places[name]}")
+    print(f"  {'logs':<18} {shown(folder / 'logs')}")
+    print("\nLook at the runs, and at the reports:")
+    mlflow = Path(sys.executable).with_name("mlflow")
+    if uri.startswith(("http://", "https://")):
+        print(f"  {uri}")
+    else:
+        print(f"  {shown(mlflow)} ui --backend-store-uri {uri}")
+    for name in ("report", "validation"):
+        print(f"  {(folder / name / PAGE_FILE).as_uri()}")

@@ -1,0 +1,62 @@
+"""What a task asks of a cluster. The local runner has no use for it."""
+
+from dataclasses import dataclass
+
+from kfp import dsl, kubernetes
+from kfp.dsl.pipeline_channel import PipelineChannel
+
+# Names in the cluster's namespace; infra/ makes them.
+CONFIG_MAP = "cloc"
+S3_SECRET = "cloc-s3"  # noqa: S105 (the name of a Secret)
+RUN_ID_LABEL = "metadata.labels['pipeline/runid']"
+
+
+@dataclass(frozen=True)
+class Resources:
+    """Requests of a task, as Kubernetes quantities, and how often it is tried again when its pod fails."""
+
+    cpu: str
+    memory: str
+    retries: int = 2
+    uses_gpu: bool = False
+
+
+# A gate is not tried again: its verdict would be the same.
+RESOURCES = {
+    "settings": Resources(cpu="500m", memory="1Gi"),
+    "ingest": Resources(cpu="4", memory="4Gi"),
+    "captioning": Resources(cpu="4", memory="16Gi", uses_gpu=True),
+    "grounding": Resources(cpu="4", memory="16Gi", uses_gpu=True),
+    "validation": Resources(cpu="2", memory="8Gi", retries=0),
+    "pretraining": Resources(cpu="8", memory="32Gi", uses_gpu=True),
+    "evaluation": Resources(cpu="4", memory="16Gi", uses_gpu=True),
+    "registration": Resources(cpu="1", memory="4Gi", retries=0),
+    "adapter_tuning": Resources(cpu="8", memory="32Gi", uses_gpu=True),
+    "summary": Resources(cpu="500m", memory="1Gi"),
+}
+
+
+def on_cluster(
+    task: dsl.PipelineTask, name: str, *, gpus: PipelineChannel | int, gpu_type: PipelineChannel | str
+) -> dsl.PipelineTask:
+    """Asks for the resources of `RESOURCES[name]`, retries with back-off, and the environment that stages read."""
+    wanted = RESOURCES[name]
+    task.set_cpu_request(wanted.cpu).set_memory_request(wanted.memory).set_memory_limit(wanted.memory)
+    if wanted.uses_gpu:
+        task.set_accelerator_type(gpu_type).set_accelerator_limit(gpus)
+    if wanted.retries:
+        task.set_retry(wanted.retries, backoff_duration="30s", backoff_factor=2.0, backoff_max_duration="600s")
+    task.set_env_variable("PYTHONUNBUFFERED", "1")
+    # The stages of one run find each other in MLflow by the run's id. It is no parameter: caching would end.
+    kubernetes.use_field_path_as_env(task, env_name="CLOC_RUN_KEY", field_path=RUN_ID_LABEL)
+    kubernetes.use_config_map_as_env(
+        task,
+        config_map_name=CONFIG_MAP,
+        config_map_key_to_env={"mlflow-tracking-uri": "MLFLOW_TRACKING_URI", "s3-endpoint": "AWS_ENDPOINT_URL"},
+    )
+    kubernetes.use_secret_as_env(
+        task,
+        secret_name=S3_SECRET,
+        secret_key_to_env={"access-key": "AWS_ACCESS_KEY_ID", "secret-key": "AWS_SECRET_ACCESS_KEY"},
+    )
+    return task

@@ -1,0 +1,171 @@
+"""The one call in a component's body: a stage between a pipeline's artifacts.
+
+Paths, metadata, metrics, the page for the pipeline's user interface, and failures as one line are handled here, the
+same for all components. Artifacts come in as the pipeline made them; all that is used of them is in `Artifact`.
+"""
+
+import json
+import math
+import os
+import shutil
+import sys
+from collections import namedtuple
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+from cloc.config import parse
+from cloc.errors import ClocError, ConfigError
+from cloc.pipeline.parameters import BASE_PRESET, resolve, stage_parameters
+from cloc.stage import StageResult
+from cloc.stages import run_stage
+
+LOCATION_FILE = "location.json"
+PAGE_FILE = "index.html"
+# Where a runner wants the reason of a failure: a JSON file. Pods also have Kubernetes' termination message.
+FAILURE_VARIABLE = "CLOC_FAILURE_FILE"
+
+
+class Artifact(Protocol):
+    """What is used of a pipeline's artifact: where it lies on this machine, and what the user interface shows."""
+
+    path: str
+    metadata: dict[str, Any]
+
+
+def run_component(
+    stage: str,
+    parameters: str,
+    *,
+    inputs: Mapping[str, Any],
+    outputs: Mapping[str, Artifact],
+    metrics: Artifact,
+    page: Artifact | None = None,
+) -> None:
+    """Runs a stage as a task of a pipeline.
+
+    Args:
+        stage: its name in the registry.
+        parameters: its entry of `stage_parameters`, JSON.
+        inputs: fields of the stage's `Inputs`: artifacts, plain values, or dicts of these; None is left out.
+        outputs: artifact of each field of the stage's `Outputs`.
+        metrics: artifact that the stage's numbers are shown by.
+        page: artifact that gets a copy of the HTML page of the stage's first output.
+
+    Raises:
+        SystemExit: the stage failed with a reason, which is the last line that was printed; its code is the error's.
+    """
+    with one_line_failure(stage):
+        task = _task(parameters, stage=stage)
+        given = {name: _value(value) for name, value in inputs.items() if value is not None}
+        folders = {name: artifact.path for name, artifact in outputs.items()}
+        result = run_stage(stage, parse(task["settings"], source=f"settings of {stage}"), inputs=given, outputs=folders)
+        for artifact in outputs.values():
+            _describe(artifact, result, code=task["code"])
+        write_metrics(metrics, {**result.metrics, **result.counts})
+        if page is not None:
+            _copy_page(Path(next(iter(folders.values()))), page)
+
+
+def resolve_parameters(values: Mapping[str, Any], others: list[str], *, data: str) -> Any:
+    """The pipeline's first task: validates all settings, and gives every stage its own (see `stage_parameters`).
+
+    Returns:
+        A named tuple with a field a stage, as KFP wants several outputs.
+
+    Raises:
+        SystemExit: a setting is wrong, or the data are not there; the reason is the last line.
+    """
+    with one_line_failure("settings"):
+        config = resolve(values, others)
+        tasks = stage_parameters(config, data=data)
+        print(f"settings of {len(tasks)} stages are valid; base: preset {BASE_PRESET}", flush=True)
+        return namedtuple("Stages", tasks)(**tasks)
+
+
+def bring_data(parameters: str, *, data: Artifact, metrics: Artifact) -> None:
+    """The task that data come from: points at the collection given, or renders the demo's.
+
+    Data given from outside are not copied: the artifact holds `location.json`, which `run_component` follows.
+
+    Raises:
+        SystemExit: as `run_component`.
+    """
+    with one_line_failure("ingest"):
+        task = _task(parameters, stage="ingest")
+        if "data" not in task:
+            run_component("scenes", parameters, inputs={}, outputs={"data": data}, metrics=metrics)
+            return
+        given = task["data"]
+        folder = Path(data.path)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / LOCATION_FILE).write_text(json.dumps(given) + "\n")
+        data.metadata.update({"message": f"data at {given['location']}", **given})
+        write_metrics(metrics, {})
+        print(f"data: {given['location']} (hash {given['digest']})", flush=True)
+
+
+@contextmanager
+def one_line_failure(task: str) -> Iterator[None]:
+    """Turns a ClocError into one last line, a record of it, and an exit code; other exceptions keep their traceback."""
+    try:
+        yield
+    except ClocError as error:
+        sys.stdout.flush()
+        where = os.environ.get(FAILURE_VARIABLE)
+        if where:
+            record = {"task": task, "message": str(error), "exit_code": error.exit_code}
+            Path(where).write_text(json.dumps(record) + "\n")
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        raise SystemExit(error.exit_code) from None
+
+
+def write_metrics(metrics: Artifact, values: Mapping[str, float]) -> None:
+    """Fills a metrics artifact; the file makes KFP's caches take the task. What is no number cannot be shown."""
+    shown = {name: float(value) for name, value in values.items() if math.isfinite(value)}
+    left_out = sorted(values.keys() - shown.keys())
+    if left_out:
+        print(f"not among the task's metrics, being no finite number: {', '.join(left_out)}", flush=True)
+    metrics.metadata.update(shown)
+    path = Path(metrics.path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(shown, indent=1, sort_keys=True) + "\n")
+
+
+def location(artifact: Artifact) -> str:
+    """Where an artifact's content lies: in it, or where its `location.json` points."""
+    pointer = Path(artifact.path) / LOCATION_FILE
+    return str(json.loads(pointer.read_text())["location"]) if pointer.is_file() else artifact.path
+
+
+def _task(parameters: str, *, stage: str) -> dict[str, Any]:
+    try:
+        task: dict[str, Any] = json.loads(parameters)
+        task["settings"], task["code"]
+    except (ValueError, KeyError, TypeError):
+        raise ConfigError(
+            f"task {stage}: its parameters must be JSON with `settings` and `code`, got {parameters[:200]!r}"
+        ) from None
+    return task
+
+
+def _value(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _value(item) for name, item in value.items()}
+    return location(value) if hasattr(value, "path") else value
+
+
+def _describe(artifact: Artifact, result: StageResult, *, code: str) -> None:
+    artifact.metadata.update({name: int(value) for name, value in result.counts.items()})
+    artifact.metadata.update({"message": result.message, "stage": result.stage, "code": code})
+    if result.mlflow_run:
+        artifact.metadata["mlflow_run"] = result.mlflow_run
+
+
+def _copy_page(folder: Path, page: Artifact) -> None:
+    source = folder / PAGE_FILE
+    if not source.is_file():
+        raise ClocError(f"there is no {source} to show")
+    Path(page.path).parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, page.path)

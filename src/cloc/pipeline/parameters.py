@@ -1,0 +1,121 @@
+"""The pipeline's parameters: a few settings under names in users' words, and the rest as `section.key=value`.
+
+`params.yaml` stays the single source: each parameter is one of its settings, with the demo's value as default.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from hashlib import sha256
+from typing import Any
+
+from cloc.config import Config, apply_overrides, flatten, load_preset, parse
+from cloc.data.dataset import Dataset, resolve_split
+from cloc.data.storage import Storage
+from cloc.errors import ConfigError
+from cloc.pipeline.sources import code_version
+from cloc.stage import fingerprint
+from cloc.stages import STAGES, stage_settings
+
+BASE_PRESET = "demo"
+OTHER = "other_settings"
+# Parameter of the pipeline -> setting. The help texts stand in the pipeline's docstring.
+PARAMETERS: Mapping[str, str] = {
+    "demo_images": "data.scenes.train_images",
+    "captioner": "captioning.backend",
+    "captioning_model": "captioning.model",
+    "region_finder": "grounding.backend",
+    "detection_model": "grounding.model",
+    "detection_threshold": "grounding.score_threshold",
+    "min_caption_coverage": "validation.min_caption_coverage",
+    "min_region_coverage": "validation.min_region_coverage",
+    "start_from": "model.init_from",
+    "training_steps": "train.steps",
+    "batch_size": "train.batch_size",
+    "learning_rate": "train.learning_rate",
+    "region_weight": "loss.region_weight",
+    "min_region_gain": "evaluation.min_region_gain",
+    "max_image_loss": "evaluation.max_image_loss",
+    "language_model": "adapter.language_model",
+    "adapter_steps": "adapter.steps",
+    "model_name": "tracking.model_name",
+}
+_READ_THREADS = 16
+
+
+def defaults() -> dict[str, Any]:
+    """Default of every named parameter: the demo's setting."""
+    values = flatten(load_preset(BASE_PRESET).model_dump(mode="json"))
+    return {name: values[key] for name, key in PARAMETERS.items()}
+
+
+def arguments(config: Config) -> dict[str, Any]:
+    """The pipeline's arguments that make `resolve` give these settings again."""
+    values = flatten(config.model_dump(mode="json"))
+    base = flatten(load_preset(BASE_PRESET).model_dump(mode="json"))
+    named = set(PARAMETERS.values())
+    others = [f"{key}={json.dumps(value)}" for key, value in values.items() if key not in named and value != base[key]]
+    return {**{name: values[key] for name, key in PARAMETERS.items()}, OTHER: others}
+
+
+def resolve(values: Mapping[str, Any], others: Sequence[str]) -> Config:
+    """The settings that a run was started with.
+
+    Args:
+        values: named parameters.
+        others: `section.key=value` items, on top.
+
+    Raises:
+        ConfigError: a value is of the wrong type or range, or a setting is unknown.
+    """
+    tree = load_preset(BASE_PRESET).model_dump(mode="json")
+    unknown = [name for name in values if name not in PARAMETERS]
+    if unknown:
+        raise ConfigError(f"the pipeline has no parameter {unknown[0]!r}; there are: {', '.join(PARAMETERS)}")
+    for name, value in values.items():
+        section, *path = PARAMETERS[name].split(".")
+        node = tree[section]
+        for part in path[:-1]:
+            node = node[part]
+        node[path[-1]] = value
+    return parse(apply_overrides(tree, others), source="parameters of the pipeline")
+
+
+def stage_parameters(config: Config, *, data: str = "") -> dict[str, str]:
+    """What each stage's task is given, as JSON: its own settings and the hash of its code, and nothing else.
+
+    KFP takes a task's result from its cache when its arguments and inputs are those of an earlier one. So a stage
+    runs again when its own settings or its code changed, or what it reads, and only then. Data given from outside
+    are named with a hash of their content.
+
+    Raises:
+        DataError: `data` lacks a split that the settings name.
+    """
+    names = [name for name in STAGES if name != "ingest"]  # the pipeline starts from data sets
+    tasks = {name: {"settings": stage_settings(name, config), "code": code_version(name)} for name in names}
+    if data:
+        place = {"location": data, "digest": data_digest(config, data)}
+        tasks["scenes"] = {"settings": {}, "code": "", "data": place}
+    return {name: json.dumps(task, sort_keys=True) for name, task in tasks.items()}
+
+
+def data_digest(config: Config, data: str) -> str:
+    """Hash of a collection: manifests (they hold the hashes of the tars) and label tables of the splits in use.
+
+    Raises:
+        DataError: a split is not there.
+    """
+    splits = dict.fromkeys((config.data.train_split, *config.data.test_splits))
+    return fingerprint([_split_digest(resolve_split(data, split)) for split in splits])
+
+
+def _split_digest(url: str) -> list[Any]:
+    dataset = Dataset.open(url)
+    tables = [path for folder in ("captions", "regions") for path in dataset.images.list(folder)]
+    with ThreadPoolExecutor(_READ_THREADS) as pool:
+        hashes = pool.map(lambda path: _hash(dataset.images, path), tables)
+        return [dataset.manifest.to_json(), dict(zip(tables, hashes, strict=True))]
+
+
+def _hash(storage: Storage, path: str) -> str:
+    return sha256(storage.read_bytes(path)).hexdigest()

@@ -21,6 +21,7 @@ from cloc.evaluation.truth import Split
 SEED = 0
 _SIDE = 480  # longest side of a picture in the page, pixels
 _QUALITY = 85
+_SMALL = 0.1  # share of a side
 _BOXES = 8  # labelled boxes shown an image
 
 RIGHT, WRONG = "right", "wrong"
@@ -45,6 +46,12 @@ class Box:
     y2: float
     kind: str
     tag: str = ""
+
+    @property
+    def tag_place(self) -> str:
+        """Where the tag goes: "above" a box that it would hide, where there is room, else "inside"."""
+        small = min(self.x2 - self.x1, self.y2 - self.y1) < _SMALL
+        return "above" if small and self.y1 > _SMALL else "inside"
 
     @property
     def style(self) -> str:

@@ -9,7 +9,8 @@ import cloc
 from cloc.stages import stage_spec
 
 _ROOT = Path(cloc.__file__).parent
-_IGNORED = ("__pycache__", "presets")  # presets are settings, and a stage is given its settings
+# A stage is given its settings, resolved and checked: how that was done cannot change what it does.
+_NEUTRAL = ("config", "errors.py")
 
 
 def stage_sources(stage: str) -> list[Path]:
@@ -21,7 +22,7 @@ def stage_sources(stage: str) -> list[Path]:
     waiting = [stage_spec(stage).module]
     while waiting:
         for path in _files(waiting.pop()):
-            if path not in found:
+            if path not in found and path.relative_to(_ROOT).parts[0] not in _NEUTRAL:
                 found.add(path)
                 waiting += _imports(path)
     folders = {path.parent for path in found if path.parent != _ROOT}
@@ -64,6 +65,5 @@ def _imports(path: Path) -> Iterator[str]:
 def _resources(folder: Path) -> Iterator[Path]:
     """Files beside a module that are no Python: templates and the like."""
     for item in folder.rglob("*"):
-        inside = item.relative_to(folder).parts
-        if item.is_file() and item.suffix not in (".py", ".pyc") and not set(inside) & set(_IGNORED):
+        if item.is_file() and item.suffix not in (".py", ".pyc"):
             yield item

@@ -78,6 +78,11 @@ class TestSummary:
         assert len(lost) == 2
         assert all(COMPUTE in sentence and "8.0 points" in sentence and "are apart" in sentence for sentence in lost)
 
+    def test_the_line_for_the_log_counts_losses(self):
+        line = summary.brief(make_metrics())
+        assert line.endswith("It is below a plain CLIP on 2 figures; the report names each.")
+        assert "3.7 times the 19.0" in line
+
     def test_it_says_when_nothing_is_lost(self):
         assert summary.losses(make_metrics(recalls=(0.1, 0.2, 0.2)))[0].startswith("CLOC loses to no plain CLIP")
 

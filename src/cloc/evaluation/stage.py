@@ -14,7 +14,7 @@ from cloc.evaluation import report
 from cloc.evaluation.features import encode_split
 from cloc.evaluation.metrics import METRICS_FILE, SplitResult, assemble, flatten, score_split
 from cloc.evaluation.models import load_models
-from cloc.evaluation.summary import headline_markdown, sentences
+from cloc.evaluation.summary import brief, headline_markdown
 from cloc.evaluation.truth import open_splits
 from cloc.stage import StageResult
 
@@ -82,7 +82,7 @@ def run(config: Config, *, inputs: Inputs, outputs: Outputs) -> StageResult:
             "models": len(models),
             "quarantined": sum(len(result.items.refused) for result in results.values()),
         },
-        message=" ".join(sentences(metrics)),
+        message=brief(metrics),
         artifacts={
             "report": f"{root}/{report.REPORT_FILE}",
             "metrics": f"{root}/{METRICS_FILE}",

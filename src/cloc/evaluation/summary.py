@@ -129,6 +129,16 @@ def sentences(metrics: Mapping[str, Any]) -> list[str]:
     return [*_gains(metrics, candidate, baselines), *losses(metrics)]
 
 
+def brief(metrics: Mapping[str, Any]) -> str:
+    """One line: the gains, and how often the candidate is below a plain CLIP."""
+    found = sentences(metrics)
+    lost = [sentence for sentence in found if " loses to " in sentence]
+    if len(lost) <= 1:
+        return " ".join(found)
+    kept = [sentence for sentence in found if sentence not in lost]
+    return " ".join([*kept, f"It is below a plain CLIP on {len(lost)} figures; the report names each."])
+
+
 def _gains(metrics: Mapping[str, Any], candidate: str, baselines: list[str]) -> Iterator[str]:
     first = metrics["headline"]["split"]
     best = best_row(metrics, split=first, model=candidate)

@@ -73,7 +73,9 @@ def test_every_parameter_has_help(spec: dict[str, Any]) -> None:
     assert documented == set(given)
 
 
-@pytest.mark.parametrize("config", [toy.config(), load_preset("b16"), load_preset("finetune")], ids=["toy", "b16", "ft"])
+@pytest.mark.parametrize(
+    "config", [toy.config(), load_preset("b16"), load_preset("finetune")], ids=["toy", "b16", "ft"]
+)
 def test_arguments_give_the_settings_back(config: Config) -> None:
     given = parameters.arguments(config)
     others = given.pop(parameters.OTHER)

@@ -143,9 +143,7 @@ def test_code_version_sees_what_the_stage_imports(stage: str) -> None:
     assert code_version(stage) == code_version(stage)
 
 
-def test_code_version_changes_with_code_and_not_with_comments(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_code_version_changes_with_code_and_not_with_comments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from cloc.pipeline import sources
 
     copy = tmp_path / "cloc"

@@ -4,13 +4,13 @@ from cloc.config import Config, apply_overrides, load_preset, parse
 
 SETTINGS = {
     "data.test_splits": "[test]",
-    "data.images_per_shard": "20",
+    "data.images_per_shard": "40",
     "data.processes": "1",
     "data.scenes.image_size": "64",
     "data.scenes.train_images": "40",
     "data.scenes.seed_images": "0",
     "data.scenes.val_images": "0",
-    "data.scenes.test_images": "12",
+    "data.scenes.test_images": "80",
     "data.scenes.unseen_pairs_images": "0",
     "data.scenes.unseen_kinds_images": "0",
     "validation.min_images": "10",

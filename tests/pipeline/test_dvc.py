@@ -26,6 +26,7 @@ STAGE_OF = {
     "clip_equal_compute": "pretraining",
     "adapter_tuning": "adapter_tuning",
 }
+LABELS = {"captioning", "grounding", "validation"}
 TRAINING = {"cloc", "clip_equal_steps", "clip_equal_compute"}
 ADAPTERS = {"adapter_tuning@clip", "adapter_tuning@cloc"}
 pytestmark = pytest.mark.xdist_group("dvc")
@@ -41,6 +42,7 @@ def _run(folder: Path, *command: str) -> str:
     environment = {
         **os.environ,
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": str(folder / "src"),
         "OMP_NUM_THREADS": "1",
         "DVC_NO_ANALYTICS": "1",
         "DVC_SITE_CACHE_DIR": str(folder.parent / "dvc-site"),

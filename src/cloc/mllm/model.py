@@ -29,6 +29,7 @@ from transformers import (
     LlavaForConditionalGeneration,
 )
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
+from transformers.utils import logging
 
 from cloc.config.schema import AdapterConfig, DecoderConfig
 from cloc.data.transforms import PIXEL_MEAN, PIXEL_STD
@@ -38,6 +39,7 @@ from cloc.mllm.tokenizer import number_ids
 
 ADAPTER_FILE = "adapter.json"
 _TOWER, _PROJECTOR, _LORA = "vision_tower", "projector.safetensors", "lora"
+_WORD_STD = 0.5  # words start as large as the image's tokens
 _ATTENTION = r".*language_model\..*\.(q_proj|k_proj|v_proj|o_proj)"
 
 
@@ -84,10 +86,14 @@ class Adapter:
 
 def load_tower(encoder: str | Path) -> CLIPVisionModel:
     """The vision tower of a CLIP or CLOC model folder, frozen. Raises ConfigError when there is none."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # the folder holds text encoder and Prompter too, which would be listed as unexpected
     try:
         tower = CLIPVisionModel.from_pretrained(str(encoder), attn_implementation="eager", dtype=torch.float32)
     except (OSError, ValueError) as error:
         raise ConfigError(f"no CLIP or CLOC model in {encoder}: {str(error).splitlines()[0]}") from None
+    finally:
+        logging.set_verbosity(verbosity)
     return tower.requires_grad_(False).eval()
 
 
@@ -113,10 +119,14 @@ def make_adapter(encoder: str | Path, tokenizer: Any, config: DecoderConfig, *, 
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
             tie_word_embeddings=False,
+            # The usual 0.02 suits widths of thousands: a narrow decoder would learn nothing for hundreds of steps.
+            initializer_range=1 / math.sqrt(config.width),
             attn_implementation="eager",
         )
     )
-    _order_numbers(decoder.get_input_embeddings().weight, number_ids(tokenizer))
+    nn.init.normal_(decoder.get_input_embeddings().weight, std=_WORD_STD)
+    for words in (decoder.get_input_embeddings(), decoder.get_output_embeddings()):
+        _order_numbers(words.weight, number_ids(tokenizer))
     return Adapter(_assemble(load_tower(encoder), decoder, tokenizer), tokenizer)
 
 
@@ -240,11 +250,10 @@ def _projector(config: LlavaConfig) -> LlavaMultiModalProjector:
 
 
 @torch.no_grad()
-def _order_numbers(embeddings_VD: Tensor, places: dict[int, float]) -> None:
-    """Starts the numbers of boxes as sinusoids of their place, so that near bins are alike from the first step."""
-    width = embeddings_VD.shape[1]
+def _order_numbers(words_VD: Tensor, places: dict[int, float]) -> None:
+    """Starts the numbers of boxes as sinusoids of their place, read and written, so that near bins are alike."""
+    width, size = words_VD.shape[1], words_VD.std() * math.sqrt(2)
     frequencies_F = math.pi * 2.0 ** torch.linspace(0, 5, width // 2)
     for token, place in places.items():
         angles_F = place * frequencies_F
-        wave_D = torch.cat([angles_F.sin(), angles_F.cos(), torch.zeros(width % 2)])
-        embeddings_VD[token] = wave_D * embeddings_VD.std() * math.sqrt(2)
+        words_VD[token] = size * torch.cat([angles_F.sin(), angles_F.cos(), torch.zeros(width % 2)])

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from transformers.utils.logging import disable_progress_bar
 
 from cloc.config import Config
 from cloc.config.schema import AdapterConfig
@@ -87,6 +88,7 @@ def run(config: Config, *, inputs: Inputs, outputs: Outputs) -> StageResult:
     settings, folder = config.adapter, Path(outputs.adapter)
     folder.mkdir(parents=True, exist_ok=True)
     splits, objective = _open(config, inputs), _objective(inputs.encoder)
+    disable_progress_bar()  # this stage tells its progress itself
     print(f"adapter: loading the encoder ({objective}) and its decoder", flush=True)
     adapter = _build(settings, inputs.encoder, splits.train)
     adapter.model.to(_device(settings))

@@ -30,6 +30,7 @@ from cloc.model.processing import train_tokenizer as train_clip_tokenizer
 TEXTS = [
     f"{color} {thing}" for color in ("red", "green", "blue", "yellow") for thing in ("box", "ball", "key", "apple")
 ]
+CPU = torch.device("cpu")
 DECODER = DecoderConfig(width=64, layers=2, heads=2, mlp_ratio=2.0, context_length=96, vocab_size=900)
 ADAPTER = AdapterConfig(
     decoder=DECODER,
@@ -330,7 +331,7 @@ def language_model(tokenizer, tmp_path):
 @pytest.mark.parametrize("rank", [0, 4])
 def test_a_named_language_model_gets_projector_and_lora(encoder, language_model, make_dataset, tmp_path, rank):
     config = ADAPTER.model_copy(update={"language_model": language_model, "lora_rank": rank})
-    adapter = model.name_adapter(encoder, config)
+    adapter = model.name_adapter(encoder, config, device=CPU)
     trained = {name for name, value in adapter.model.named_parameters() if value.requires_grad}
     assert {name for name in trained if "lora" not in name} == {
         f"model.multi_modal_projector.linear_{layer}.{part}" for layer in (1, 2) for part in ("weight", "bias")
@@ -347,7 +348,7 @@ def test_a_named_language_model_gets_projector_and_lora(encoder, language_model,
     model.save_adapter(adapter, tmp_path / "out", about={})
     assert (tmp_path / "out" / "lora" / "adapter_model.safetensors").exists() == bool(rank)
     ids, pixels = torch.tensor([chat_of(adapter).prompt(a_turn(), key="a")]), torch.randn(1, 3, 64, 64)
-    fresh = model.name_adapter(encoder, config)
+    fresh = model.name_adapter(encoder, config, device=CPU)
     with torch.no_grad():
         expected = adapter.model(input_ids=ids, pixel_values=pixels).logits
         loaded = model.load_adapter(tmp_path / "out").model(input_ids=ids, pixel_values=pixels).logits
@@ -373,7 +374,7 @@ def test_bad_input_is_told_in_one_line(adapter, encoder, tokenizer, language_mod
         model.make_adapter(tmp_path / "nowhere", tokenizer, DECODER, seed=0)
     assert "nowhere" in one_line(error)
     with pytest.raises(ConfigError) as error:
-        model.name_adapter(encoder, ADAPTER.model_copy(update={"language_model": str(tmp_path / "no-llm")}))
+        model.name_adapter(encoder, ADAPTER.model_copy(update={"language_model": str(tmp_path / "no-llm")}), device=CPU)
     assert "adapter.language_model" in one_line(error)
     with pytest.raises(ConfigError) as error:
         model.load_adapter(tmp_path)

@@ -17,6 +17,7 @@ from cloc.mllm.chat import ChatFormat, collate_prompts
 from cloc.mllm.instructions import Task, Turn, plain, questions
 from cloc.mllm.model import Adapter
 from cloc.mllm.stream import Picture
+from cloc.model.factory import autocast
 from cloc.model.processing import normalize
 
 _SILENCE = 5.0
@@ -93,7 +94,7 @@ def evaluate(
         pictures: of the test split.
         seed: of the questions' wordings.
         batch_size: questions a batch.
-        precision: "bfloat16" for autocast.
+        precision: as in section `adapter`.
     """
     started = said = time.monotonic()
     done, held = 0, list[_Question]()
@@ -123,7 +124,7 @@ def _answer(adapter: Adapter, chat: ChatFormat, asked: list[_Question], *, preci
     ids_BL, mask_BL = collate_prompts([item.prompt for item in asked], pad_id=chat.tokenizer.pad_token_id)
     pixels = normalize(torch.stack([item.picture.pixels_SS3 for item in asked]).to(device))
     longest = min(_MOST_TOKENS, chat.context_length - ids_BL.shape[1])
-    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+    with autocast(precision, device):
         output: Tensor = adapter.model.generate(
             input_ids=ids_BL.to(device),
             attention_mask=mask_BL.to(device),

@@ -130,14 +130,21 @@ def make_adapter(encoder: str | Path, tokenizer: Any, config: DecoderConfig, *, 
     return Adapter(_assemble(load_tower(encoder), decoder, tokenizer), tokenizer)
 
 
-def name_adapter(encoder: str | Path, config: AdapterConfig) -> Adapter:
+def name_adapter(encoder: str | Path, config: AdapterConfig, *, device: torch.device) -> Adapter:
     """A new model on a named language model: projector and LoRA (or the projector alone) are trained.
+
+    Args:
+        encoder: model folder.
+        config: section `adapter`.
+        device: where it will run, which decides on the frozen weights' precision.
 
     Raises:
         ConfigError: the language model cannot be loaded, or LoRA finds no attention projections in it.
     """
     torch.manual_seed(config.seed)
-    adapter = _base(load_tower(encoder), config.language_model, precision=config.precision)
+    half = config.precision == "bfloat16" or (config.precision == "auto" and device.type == "cuda")
+    dtype = torch.bfloat16 if half else torch.float32
+    adapter = _base(load_tower(encoder), config.language_model, dtype=dtype)
     adapter.model.requires_grad_(False)
     adapter.model.model.multi_modal_projector.requires_grad_(True)
     if not config.lora_rank:
@@ -177,8 +184,8 @@ def save_adapter(adapter: Adapter, folder: str | Path, *, about: dict[str, Any])
     (folder / ADAPTER_FILE).write_text(json.dumps(body, indent=2, sort_keys=True) + "\n")
 
 
-def load_adapter(folder: str | Path, *, precision: str = "float32") -> Adapter:
-    """Reads what `save_adapter` wrote. Raises ConfigError when the folder holds no adapter."""
+def load_adapter(folder: str | Path, *, dtype: torch.dtype = torch.float32) -> Adapter:
+    """Reads what `save_adapter` wrote; a named language model in `dtype`. Raises ConfigError when there is no adapter."""
     folder = Path(folder)
     try:
         about = json.loads((folder / ADAPTER_FILE).read_text())
@@ -187,7 +194,7 @@ def load_adapter(folder: str | Path, *, precision: str = "float32") -> Adapter:
     if not about["language_model"]:
         model = LlavaForConditionalGeneration.from_pretrained(str(folder), attn_implementation="eager").eval()
         return Adapter(model, AutoTokenizer.from_pretrained(str(folder)))
-    adapter = _base(load_tower(folder / _TOWER), about["language_model"], precision=precision)
+    adapter = _base(load_tower(folder / _TOWER), about["language_model"], dtype=dtype)
     adapter.model.model.multi_modal_projector.load_state_dict(load_file(folder / _PROJECTOR))
     tokenizer = AutoTokenizer.from_pretrained(str(folder))
     if not about["lora"]:
@@ -198,8 +205,7 @@ def load_adapter(folder: str | Path, *, precision: str = "float32") -> Adapter:
     return Adapter(adapter.model.eval(), tokenizer, about["language_model"], lora)
 
 
-def _base(tower: CLIPVisionModel, language_model: str, *, precision: str) -> Adapter:
-    dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
+def _base(tower: CLIPVisionModel, language_model: str, *, dtype: torch.dtype) -> Adapter:
     try:
         tokenizer = AutoTokenizer.from_pretrained(language_model)
         decoder = AutoModelForCausalLM.from_pretrained(language_model, dtype=dtype)

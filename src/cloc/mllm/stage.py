@@ -90,8 +90,9 @@ def run(config: Config, *, inputs: Inputs, outputs: Outputs) -> StageResult:
     splits, objective = _open(config, inputs), _objective(inputs.encoder)
     disable_progress_bar()  # this stage tells its progress itself
     print(f"adapter: loading the encoder ({objective}) and its decoder", flush=True)
-    adapter = _build(settings, inputs.encoder, splits.train)
-    adapter.model.to(_device(settings))
+    device = _device(settings)
+    adapter = _build(settings, inputs.encoder, splits.train, device=device)
+    adapter.model.to(device)
     chat = ChatFormat(
         adapter.tokenizer,
         image_tokens=adapter.image_tokens,
@@ -148,9 +149,9 @@ def _device(settings: AdapterConfig) -> torch.device:
     return torch.device(name)
 
 
-def _build(settings: AdapterConfig, encoder: str, train: Dataset) -> Adapter:
+def _build(settings: AdapterConfig, encoder: str, train: Dataset, *, device: torch.device) -> Adapter:
     if settings.language_model:
-        return name_adapter(encoder, settings)
+        return name_adapter(encoder, settings, device=device)
     decoder = settings.decoder
     tokenizer = train_tokenizer(_texts(train), vocab_size=decoder.vocab_size, context_length=decoder.context_length)
     return make_adapter(encoder, tokenizer, decoder, seed=settings.seed)

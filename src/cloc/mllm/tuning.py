@@ -21,6 +21,7 @@ from cloc.data.loader import prefetched
 from cloc.errors import TrainingError
 from cloc.mllm.chat import IGNORED, ChatBatch, attention_mask
 from cloc.mllm.model import Adapter
+from cloc.model.factory import autocast
 from cloc.model.processing import normalize
 
 _BETAS, _WEIGHT_DECAY, _CLIP = (0.9, 0.98), 0.01, 1.0
@@ -94,7 +95,7 @@ def tune(adapter: Adapter, stream: Iterator[ChatBatch], config: AdapterConfig, *
     for step, batch in enumerate(itertools.islice(prefetched(stream, depth=2), config.steps)):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, config)
-        with torch.autocast(adapter.model.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
+        with autocast(config.precision, adapter.model.device):
             loss = answer_loss(adapter, batch)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()

@@ -25,6 +25,7 @@ class StageResult:
         counts: how many items went through, were skipped, were quarantined.
         message: one line for a person.
         artifacts: files or folders worth keeping with the run, by the name to show.
+        registers: folder of a model that passed the gate and goes into the model registry; empty for none.
         mlflow_run: id of the MLflow run that recorded the stage; set by `run_stage`, not saved.
     """
 
@@ -33,6 +34,7 @@ class StageResult:
     counts: Mapping[str, int] = field(default_factory=dict)
     message: str = ""
     artifacts: Mapping[str, str] = field(default_factory=dict)
+    registers: str = ""
     mlflow_run: str = ""
 
     def save(self, folder: str | Path) -> Path:
@@ -45,6 +47,7 @@ class StageResult:
             "counts": dict(self.counts),
             "message": self.message,
             "artifacts": dict(self.artifacts),
+            "registers": self.registers,
         }
         path.write_text(json.dumps(body, indent=2, sort_keys=True) + "\n")
         return path

@@ -32,16 +32,17 @@ DEFAULT_STORE = "sqlite:///mlflow.db"
 class Run:
     """A run that is being recorded: a stage's, or a pipeline's."""
 
-    def __init__(self, client: Any, run_id: str, *, uri: str) -> None:
-        self._client, self.run_id, self.uri = client, run_id, uri
+    def __init__(self, client: Any, run_id: str, *, uri: str, model_name: str) -> None:
+        self._client, self.run_id, self.uri, self._model_name = client, run_id, uri, model_name
 
-    def log_params(self, params: Mapping[str, Any]) -> None:
-        """Settings; long values are cut and stand whole in the run's settings.json."""
+    def log_settings(self, settings: Mapping[str, Any]) -> None:
+        """Nested settings, flattened to parameters; long values are cut and stand whole in settings.json."""
         from mlflow.entities import Param
 
-        values = [Param(name, str(value)[:_PARAM_LIMIT]) for name, value in params.items()]
+        values = [Param(name, str(value)[:_PARAM_LIMIT]) for name, value in flatten(settings).items()]
         for start in range(0, len(values), 100):
             self._client.log_batch(self.run_id, params=values[start : start + 100])
+        self._client.log_dict(self.run_id, dict(settings), "settings.json")
 
     def log_metrics(self, metrics: Mapping[str, float], *, step: int = 0) -> None:
         """Numbers at a step."""
@@ -94,6 +95,9 @@ class Run:
             elif path.is_file() and path.stat().st_size <= _ARTIFACT_LIMIT:
                 self._client.log_artifact(self.run_id, str(path))
             self.set_tag(f"artifact.{name}", location)
+        if result.registers:
+            version = self._register(result.registers, result.message)
+            self.set_tag("cloc.registered", f"{self._model_name} version {version}")
 
     def set_tag(self, name: str, value: str) -> None:
         """A tag; names are reduced to the characters that MLflow takes."""
@@ -103,16 +107,17 @@ class Run:
         """Records why the stage failed."""
         self.set_tag("cloc.failure", reason)
 
-    def register(self, name: str, folder: str, *, description: str, tags: Mapping[str, str]) -> str:
-        """Files a folder as a new version of a registered model with the alias `challenger`; returns the version."""
-        self._client.log_artifacts(self.run_id, folder, "model")
-        if not any(model.name == name for model in self._client.search_registered_models(f"name = '{name}'")):
-            self._client.create_registered_model(name)
-        source = f"{self._client.get_run(self.run_id).info.artifact_uri}/model"
-        version = self._client.create_model_version(
-            name, source, self.run_id, tags=dict(tags), description=description
-        ).version
-        self._client.set_registered_model_alias(name, "challenger", version)
+    def _register(self, folder: str, description: str) -> str:
+        """Files a model's folder as a new version of the registered model, alias `challenger`; returns the version."""
+        name, client = self._model_name, self._client
+        for item in sorted(Path(folder).iterdir()):
+            if item.is_file():  # checkpoints and logs lie in folders of their own and are no part of the model
+                client.log_artifact(self.run_id, str(item), "model")
+        if not any(model.name == name for model in client.search_registered_models(f"name = '{name}'")):
+            client.create_registered_model(name)
+        source = f"{client.get_run(self.run_id).info.artifact_uri}/model"
+        version = client.create_model_version(name, source, self.run_id, description=description).version
+        client.set_registered_model_alias(name, "challenger", version)
         return str(version)
 
 
@@ -176,8 +181,8 @@ def pipeline_run(config: TrackingConfig, *, name: str, settings: Mapping[str, An
     """The parent run of a pipeline; stages started inside (in subprocesses, too) become its children."""
     client, uri, experiment = _open(config)
     created = client.create_run(experiment, run_name=name, tags={**_common_tags(), "cloc.kind": "pipeline"})
-    run = Run(client, created.info.run_id, uri=uri)
-    run.log_params(flatten(settings))
+    run = Run(client, created.info.run_id, uri=uri, model_name=config.model_name)
+    run.log_settings(settings)
     before = {key: os.environ.get(key) for key in ("MLFLOW_RUN_ID", "MLFLOW_TRACKING_URI")}
     os.environ.update({"MLFLOW_RUN_ID": run.run_id, "MLFLOW_TRACKING_URI": uri})
     try:
@@ -205,8 +210,8 @@ def stage_run(config: TrackingConfig, *, stage: str, settings: Mapping[str, Any]
         tags["mlflow.parentRunId"] = parent
         experiment = client.get_run(parent).info.experiment_id
     created = client.create_run(experiment, run_name=stage, tags=tags)
-    run = Run(client, created.info.run_id, uri=uri)
-    run.log_params(flatten(settings))
+    run = Run(client, created.info.run_id, uri=uri, model_name=config.model_name)
+    run.log_settings(settings)
     try:
         yield run
     except BaseException as error:

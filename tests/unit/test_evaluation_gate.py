@@ -169,7 +169,7 @@ class TestRegistration:
         assert receipt["passed"] is True
         assert receipt["model"]["name"] == "CLOC"
         assert receipt["metrics"]["splits"]["test"]["grounding"]["CLOC"]["acc@0.5"] == 0.72
-        assert result.artifacts["model"] == evaluated.model
+        assert result.registers == evaluated.model
 
     def test_a_failing_candidate_gets_one_line_and_no_receipt(self, tmp_path, evaluated):
         with pytest.raises(GateFailed, match=r"min_region_gain.*70\.0.*19\.0.*index\.html") as failure:

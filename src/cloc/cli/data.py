@@ -39,6 +39,7 @@ def ingest(
     """
     inputs = {
         "images": images,
+        "source": "coco" if coco_instances or coco_captions else "folder",
         "captions": captions,
         "coco_instances": coco_instances,
         "coco_captions": coco_captions,

@@ -152,5 +152,7 @@ def _sample(key: str, parts: Mapping[str, bytes], *, source: str) -> Sample:
     try:
         meta = json.loads(parts.get("json", b"{}"))
     except ValueError:
-        raise DataError(f"{source}: sample {key!r} has broken JSON") from None
+        meta = None
+    if not isinstance(meta, dict):
+        raise DataError(f"{source}: sample {key!r} has broken JSON")
     return Sample(key=key, image=parts[suffix], suffix=suffix, meta=meta)

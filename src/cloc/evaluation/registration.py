@@ -1,7 +1,7 @@
 """Stage: the gate between evaluation and the model registry.
 
-A candidate that fails stops the pipeline with the reason; one that passes gets a receipt, which whoever registers the
-model reads.
+A candidate that fails stops the pipeline with the reason; one that passes gets a receipt, and goes into MLflow's model
+registry (`StageResult.registers`).
 """
 
 import json
@@ -73,7 +73,8 @@ def run(config: Config, *, inputs: Inputs, outputs: Outputs) -> StageResult:
         stage=STAGE,
         metrics={"gate/passed": 1.0},
         message=f"{name} passed the gate: {'; '.join(verdict.reasons)}",
-        artifacts={"receipt": path, "model": inputs.model, "report": report},
+        artifacts={"receipt": path, "report": report},
+        registers=inputs.model,
     )
 
 

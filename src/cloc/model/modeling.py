@@ -35,6 +35,10 @@ class EncodedImages:
     embeds_BE: Tensor
 
 
+class RegionLinear(nn.Linear):
+    """A linear layer of the region parts: by its class, CLOC's initialisation knows it from CLIP's layers."""
+
+
 class CLOCModel(CLIPModel):
     """CLIP plus Prompter, region projection, box head and a region temperature."""
 
@@ -45,7 +49,7 @@ class CLOCModel(CLIPModel):
         vision, parts = config.vision_config, config.cloc or {}
         self.grid = vision.image_size // vision.patch_size
         width, embed_dim = vision.hidden_size, config.projection_dim
-        self.region_projection = nn.Linear(width, embed_dim, bias=False)
+        self.region_projection = RegionLinear(width, embed_dim, bias=False)
         self.region_logit_scale = nn.Parameter(torch.tensor(float(config.logit_scale_init_value)))
         if parts["kind"] == "transformer":
             self.prompter = Prompter(
@@ -57,7 +61,7 @@ class CLOCModel(CLIPModel):
                 pool=parts["pool"],
                 spatial_bias=parts["spatial_bias"],
             )
-            self.box_head = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, 4))
+            self.box_head = nn.Sequential(RegionLinear(width, width), nn.GELU(), RegionLinear(width, 4))
         else:
             self.region_norm = nn.LayerNorm(width)
         self.post_init()
@@ -66,10 +70,8 @@ class CLOCModel(CLIPModel):
         super()._init_weights(module)
         if isinstance(module, Prompter):
             module.reset_parameters()
-        elif module is getattr(self, "region_projection", None) or module is getattr(self, "box_head", None):
-            for part in module.modules():
-                if isinstance(part, nn.Linear):
-                    init_linear(part)
+        elif isinstance(module, RegionLinear):
+            init_linear(module)
 
     @property
     def has_prompter(self) -> bool:

@@ -53,17 +53,20 @@ def train_tokenizer(texts: Iterable[str], *, vocab_size: int, context_length: in
     bpe.train_from_iterator(stream(), trainer)
     if not counted:
         raise ConfigError("cannot train a tokenizer: the data set has no captions; set model.text.tokenizer")
-    state = _complete(bpe)
-    return CLIPTokenizer(vocab=state[0], merges=state[1], model_max_length=context_length)
+    vocab, merges = _complete(bpe)
+    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=context_length)
 
 
 def _complete(bpe: Tokenizer) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """Vocabulary and merges, with the end-of-word form of every byte, so that no text is out of the vocabulary."""
-    model = json.loads(bpe.to_str())["model"]
-    vocab: dict[str, int] = dict(model["vocab"])
-    for symbol in sorted(pre_tokenizers.ByteLevel.alphabet()):
-        vocab.setdefault(f"{symbol}</w>", len(vocab))
-    return vocab, [tuple(pair) for pair in model["merges"]]
+    """Vocabulary and merges in CLIP's order: specials, bytes, bytes at the end of a word, merges.
+
+    The trainer numbers end-of-word symbols in the order of a hash table, which differs between processes, and knows
+    only those it met; with all of them no text is out of the vocabulary.
+    """
+    merges: list[tuple[str, str]] = [tuple(pair) for pair in json.loads(bpe.to_str())["model"]["merges"]]
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    entries = [_BOS, _EOS, *alphabet, *(f"{symbol}</w>" for symbol in alphabet), *("".join(pair) for pair in merges)]
+    return {entry: number for number, entry in enumerate(dict.fromkeys(entries))}, merges
 
 
 class CLOCProcessor:

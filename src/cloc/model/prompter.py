@@ -14,6 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers import initialization
 
 Pool = Literal["all", "image", "prompt"]
 SpatialBias = Literal["none", "box"]
@@ -51,10 +52,10 @@ def coverage(boxes_BM4: Tensor, *, grid: int) -> Tensor:
 
 
 def init_linear(layer: nn.Linear) -> None:
-    """Weights of deviation 1 / sqrt(fan-in), biases 0."""
-    nn.init.normal_(layer.weight, std=layer.in_features**-0.5)
+    """Weights of deviation 1 / sqrt(fan-in), biases 0; weights that came from a checkpoint are left alone."""
+    initialization.normal_(layer.weight, std=layer.in_features**-0.5)
     if layer.bias is not None:
-        nn.init.zeros_(layer.bias)
+        initialization.zeros_(layer.bias)
 
 
 class PrompterLayer(nn.Module):
@@ -161,13 +162,13 @@ class Prompter(nn.Module):
 
     def reset_parameters(self) -> None:
         """Weights before training."""
-        nn.init.normal_(self.corner_type, std=0.02)
+        initialization.normal_(self.corner_type, std=0.02)
         for part in self.modules():
             if isinstance(part, nn.Linear):
                 init_linear(part)
         if self.spatial_bias == "box":
-            nn.init.constant_(self.box_bias, 4.0)
-            nn.init.constant_(self.text_bias, 10.0)
+            initialization.constant_(self.box_bias, 4.0)
+            initialization.constant_(self.text_bias, 10.0)
 
     def forward_boxes(self, tokens_BND: Tensor, boxes_BM4: Tensor) -> Tensor:
         """Features of boxes: (B, N, D), (B, M, 4) -> (B, M, D)."""

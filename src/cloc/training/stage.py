@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from cloc.config import Config
 from cloc.config.schema import TrainConfig
@@ -91,11 +92,11 @@ def _steps(train: TrainConfig, inputs: Inputs) -> int:
     return max(1, steps)
 
 
-def _summary(folder: str) -> dict[str, float]:
+def _summary(folder: str) -> dict[str, Any]:
     path = Path(folder) / SUMMARY_FILE
     if not path.is_file():
         raise TrainingError(f"{folder} is not a trained model (there is no {SUMMARY_FILE})")
-    summary: dict[str, float] = json.loads(path.read_text())
+    summary: dict[str, Any] = json.loads(path.read_text())
     return summary
 
 

@@ -7,9 +7,10 @@ import json
 import math
 import sys
 import time
+import traceback
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -22,7 +23,7 @@ from cloc.errors import ClocError, TrainingError
 from cloc.model import factory
 from cloc.stage import fingerprint
 from cloc.training.checkpoint import Checkpoints, TrainingState
-from cloc.training.distributed import Rank, process_group, total
+from cloc.training.distributed import Rank, leave, process_group, total
 from cloc.training.task import CLOCTask, Losses, Objective
 
 SUMMARY_FILE = "training.json"
@@ -245,15 +246,19 @@ class _MetricsLog:
         )
 
 
-def main() -> None:
+def main() -> NoReturn:
     """Entry point of a rank."""
     job = TrainingJob.load(sys.argv[1])
     try:
         with process_group(parse(job.config, source="training job").train.device) as rank:
             Trainer(job, rank).run()
     except ClocError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        raise SystemExit(error.exit_code) from None
+        print(f"error: {error}", file=sys.stderr)
+        leave(error.exit_code)
+    except BaseException:
+        traceback.print_exc()
+        leave(1)
+    leave(0)
 
 
 if __name__ == "__main__":

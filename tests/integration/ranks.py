@@ -1,0 +1,63 @@
+"""One step on the same global batch, split over the ranks; the first rank saves losses and gradients.
+
+torchrun --standalone --nproc-per-node=2 tests/integration/ranks.py OUT.safetensors
+"""
+
+import sys
+
+import torch
+from safetensors.torch import save_file
+from torch.nn.parallel import DistributedDataParallel
+
+from cloc.config.schema import LossConfig, ModelConfig, PrompterConfig, TextConfig, VisionConfig
+from cloc.data.loader import Batch
+from cloc.model.configuration import from_settings
+from cloc.model.modeling import CLOCModel
+from cloc.training.distributed import leave, process_group
+from cloc.training.task import CLOCTask
+
+GLOBAL = 8
+MODEL = ModelConfig(
+    embed_dim=16,
+    vision=VisionConfig(image_size=16, patch_size=8, width=16, layers=1, heads=2),
+    text=TextConfig(width=16, layers=1, heads=2, context_length=8),
+    prompter=PrompterConfig(pool="prompt", spatial_bias="box"),
+)
+
+
+def global_batch() -> Batch:
+    """The last image of the first half and all but one of the second have fewer regions; one has none."""
+    torch.manual_seed(1)
+    corners = torch.rand(GLOBAL, 3, 2) * 0.5
+    present = torch.ones(GLOBAL, 3, dtype=torch.bool)
+    present[3, 1:] = present[5] = present[6, 2] = False
+    return Batch(
+        pixels_BSS3=torch.randint(0, 255, (GLOBAL, 16, 16, 3), dtype=torch.uint8),
+        caption_ids_BL=torch.cat([torch.randint(2, 40, (GLOBAL, 5)), torch.ones(GLOBAL, 1, dtype=torch.long)], dim=1),
+        boxes_BM4=torch.cat([corners, corners + 0.3], dim=-1) * present[..., None],
+        present_BM=present,
+        text_ids_UL=torch.cat([torch.randint(2, 40, (12, 2)), torch.ones(12, 1, dtype=torch.long)], dim=1),
+        text_index_BM=torch.randint(0, 12, (GLOBAL, 3)),
+    )
+
+
+def main() -> None:
+    with process_group("cpu") as rank:
+        torch.manual_seed(0)
+        model = CLOCModel(from_settings(MODEL, vocab_size=40, bos=0, eos=1, pad=1))
+        task = CLOCTask(model, LossConfig(max_regions=3), objective="cloc")
+        module = DistributedDataParallel(task) if rank.world_size > 1 else task
+        whole, part = global_batch(), GLOBAL // rank.world_size
+        own = slice(rank.rank * part, (rank.rank + 1) * part)
+        fields = {name: value if name == "text_ids_UL" else value[own] for name, value in vars(whole).items()}
+        losses = module(Batch(**fields))
+        losses.total.backward()
+        if rank.is_first:
+            found = {f"grad.{name}": p.grad for name, p in task.named_parameters() if p.grad is not None}
+            named = {name: value.detach().float().reshape(1) for name, value in vars(losses).items() if name != "total"}
+            save_file({**found, **named}, sys.argv[1])
+
+
+if __name__ == "__main__":
+    main()
+    leave(0)

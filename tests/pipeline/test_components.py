@@ -1,0 +1,256 @@
+"""Each component through its `python_func`, with artifacts on disk and small real data."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from kfp import dsl
+
+from cloc.pipeline.component import FAILURE_VARIABLE
+from cloc.pipeline.parameters import OTHER, arguments, stage_parameters
+from components.adapter_tuning.component import adapter_tuning
+from components.captioning.component import captioning
+from components.evaluation.component import evaluation
+from components.grounding.component import grounding
+from components.ingest.component import ingest
+from components.pretraining.component import pretraining
+from components.registration.component import registration
+from components.settings.component import settings
+from components.summary.component import summary
+from components.validation.component import validation
+from tests.pipeline import toy
+
+pytestmark = pytest.mark.xdist_group("components")
+
+
+class Folder:
+    """Artifacts of a run, made as KFP makes them: a URI under the task's root, nothing there yet."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def __call__(self, name: str, kind: type[dsl.Artifact] = dsl.Artifact) -> Any:
+        path = self._root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return kind(name=name, uri=str(path))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def tracking(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/mlflow.db")
+        patch.delenv("MLFLOW_RUN_ID", raising=False)
+        yield
+
+
+@pytest.fixture(scope="module")
+def new(tmp_path_factory: pytest.TempPathFactory) -> Folder:
+    return Folder(tmp_path_factory.mktemp("artifacts"))
+
+
+@pytest.fixture(scope="module")
+def given() -> dict[str, str]:
+    """What the stages' tasks are given; two images are enough for this validation."""
+    return stage_parameters(toy.config(validation__min_images="2", train__steps="2"))
+
+
+@pytest.fixture(scope="module")
+def data(new: Folder, given: dict[str, str]) -> Any:
+    artifact, metrics = new("data", dsl.Dataset), new("data_metrics", dsl.Metrics)
+    ingest.python_func(parameters=given["scenes"], data=artifact, metrics=metrics)
+    return artifact
+
+
+@pytest.fixture(scope="module")
+def captions(new: Folder, given: dict[str, str], data: Any) -> Any:
+    artifact, metrics = new("captions", dsl.Dataset), new("captions_metrics", dsl.Metrics)
+    captioning.python_func(parameters=given["captioning"], data=data, captions=artifact, metrics=metrics)
+    assert metrics.metadata["captioning/captions_per_image"] >= 1
+    return artifact
+
+
+@pytest.fixture(scope="module")
+def regions(new: Folder, given: dict[str, str], data: Any, captions: Any) -> Any:
+    artifact, metrics = new("regions", dsl.Dataset), new("regions_metrics", dsl.Metrics)
+    grounding.python_func(
+        parameters=given["grounding"], data=data, captions=captions, regions=artifact, metrics=metrics
+    )
+    assert metrics.metadata["grounding/regions_per_image"] > 0
+    return artifact
+
+
+def _train(new: Folder, given: dict[str, str], name: str, **inputs: Any) -> Any:
+    model, metrics = new(name, dsl.Model), new(f"{name}_metrics", dsl.Metrics)
+    pretraining.python_func(parameters=given["pretraining"], model=model, metrics=metrics, **inputs)
+    return model
+
+
+@pytest.fixture(scope="module")
+def models(new: Folder, given: dict[str, str], data: Any, captions: Any, regions: Any) -> dict[str, Any]:
+    labels = {"data": data, "captions": captions, "regions": regions}
+    cloc = _train(new, given, "cloc", objective="cloc", **labels)
+    clip = _train(new, given, "clip", objective="clip", **labels)
+    return {"clip_equal_steps": clip, "clip_equal_compute": clip, "cloc": cloc}
+
+
+@pytest.fixture(scope="module")
+def report(new: Folder, given: dict[str, str], data: Any, models: dict[str, Any]) -> Any:
+    report, page, metrics = new("report"), new("page.html", dsl.HTML), new("report_metrics", dsl.Metrics)
+    evaluation.python_func(
+        parameters=given["evaluation"], data=data, report=report, page=page, metrics=metrics, **models
+    )
+    assert "<html" in Path(page.path).read_text()
+    assert any("region" in name for name in metrics.metadata)
+    return report
+
+
+def test_settings_gives_each_stage_its_own() -> None:
+    values = arguments(toy.config())
+    stages = settings.python_func(data="", other_settings=values.pop(OTHER), **values)
+    assert dict(stages._asdict()) == stage_parameters(toy.config())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"training_steps": 0}, "train.steps"),
+        ({"captioner": "magic"}, "captioning.backend"),
+        ({OTHER: ["train.stepz=3"]}, "unknown key train.stepz (did you mean train.steps?)"),
+        ({OTHER: ["nonsense"]}, "write it as section.key=value"),
+        ({"data": "/nowhere"}, "/nowhere"),
+    ],
+)
+def test_wrong_settings_are_one_line(change: dict[str, Any], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        settings.python_func(**{"data": "", **arguments(toy.config()), **change})
+    assert ended.value.code in (2, 3)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("error: ")
+    assert message in lines[0]
+
+
+def test_ingest_renders(data: Any) -> None:
+    assert (Path(data.path) / "train/manifest.json").is_file()
+    assert data.metadata["images"] == 120
+    assert data.metadata["mlflow_run"]
+
+
+def test_ingest_points_at_what_is_given(tmp_path: Path, make_dataset: Any) -> None:
+    for split in ("train", "test"):
+        make_dataset(tmp_path / "photos" / split, 8)
+    given, new = stage_parameters(toy.config(), data=str(tmp_path / "photos")), Folder(tmp_path / "run")
+    artifact = new("data", dsl.Dataset)
+    ingest.python_func(parameters=given["scenes"], data=artifact, metrics=new("m", dsl.Metrics))
+    assert [path.name for path in Path(artifact.path).iterdir()] == ["location.json"]
+    assert artifact.metadata["digest"]
+    captions, metrics = new("captions", dsl.Dataset), new("m2", dsl.Metrics)
+    captioning.python_func(parameters=given["captioning"], data=artifact, captions=captions, metrics=metrics)
+    assert captions.metadata["labelled"] == 8
+    assert json.loads(Path(metrics.path).read_text())["labelled"] == 8
+
+
+def test_validation_shows_its_report(
+    new: Folder, given: dict[str, str], data: Any, captions: Any, regions: Any
+) -> None:
+    report, page, metrics = new("checks"), new("checks.html", dsl.HTML), new("checks_metrics", dsl.Metrics)
+    labels = {"data": data, "captions": captions, "regions": regions}
+    validation.python_func(parameters=given["validation"], **labels, report=report, page=page, metrics=metrics)
+    assert "<html" in Path(page.path).read_text()
+    assert metrics.metadata["validation/checks_failed"] == 0
+
+
+def test_validation_that_fails_is_one_line(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    data: Any,
+    captions: Any,
+    regions: Any,
+) -> None:
+    monkeypatch.setenv(FAILURE_VARIABLE, str(tmp_path / "failure.json"))
+    new, given = Folder(tmp_path), stage_parameters(toy.config(validation__min_images="1000"))
+    with pytest.raises(SystemExit) as ended:
+        validation.python_func(
+            parameters=given["validation"],
+            data=data,
+            captions=captions,
+            regions=regions,
+            report=new("report"),
+            page=new("page", dsl.HTML),
+            metrics=new("metrics", dsl.Metrics),
+        )
+    assert ended.value.code == 4
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("error: validation: 1 of ")
+    told = json.loads((tmp_path / "failure.json").read_text())
+    assert (told["task"], told["exit_code"], f"error: {told['message']}") == ("validation", 4, last)
+
+
+def test_a_defect_keeps_its_traceback(tmp_path: Path, data: Any) -> None:
+    """Only failures that the user can act on are one line."""
+    (tmp_path / "metrics").write_text("a file where a folder is needed")
+    given = stage_parameters(toy.config())
+    metrics = dsl.Metrics(name="metrics", uri=str(tmp_path / "metrics" / "metrics"))
+    with pytest.raises(NotADirectoryError):
+        captioning.python_func(
+            parameters=given["captioning"],
+            data=data,
+            captions=Folder(tmp_path)("captions", dsl.Dataset),
+            metrics=metrics,
+        )
+
+
+def test_pretraining_makes_models(models: dict[str, Any]) -> None:
+    for name, objective in (("cloc", "cloc"), ("clip_equal_steps", "clip")):
+        training = json.loads((Path(models[name].path) / "training.json").read_text())
+        assert training["objective"] == objective
+        assert models[name].metadata["steps"] == 2
+
+
+def test_evaluation_registration_adapter_and_summary(
+    new: Folder,
+    given: dict[str, str],
+    data: Any,
+    captions: Any,
+    regions: Any,
+    models: dict[str, Any],
+    report: Any,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    strict = stage_parameters(toy.config(evaluation__min_region_gain="1000.0"))["registration"]
+    with pytest.raises(SystemExit) as ended:
+        registration.python_func(
+            parameters=strict,
+            evaluation=report,
+            model=models["cloc"],
+            receipt=new("refused"),
+            metrics=new("refused_metrics", dsl.Metrics),
+        )
+    assert ended.value.code == 4
+    assert "min_region_gain" in capsys.readouterr().err.splitlines()[-1]
+    labels = {"data": data, "captions": captions, "regions": regions}
+    adapter, metrics = new("adapter", dsl.Model), new("adapter_metrics", dsl.Metrics)
+    adapter_tuning.python_func(
+        parameters=given["adapter_tuning"], **labels, encoder=models["cloc"], adapter=adapter, metrics=metrics
+    )
+    assert "mllm/refer/accuracy" in metrics.metadata
+    results, page, figures = new("results"), new("page.md", dsl.Markdown), new("figures", dsl.Metrics)
+    summary.python_func(
+        **labels,
+        **models,
+        validation=report,
+        evaluation=report,
+        receipt=report,
+        clip_adapter=adapter,
+        cloc_adapter=adapter,
+        results=results,
+        page=page,
+        metrics=figures,
+    )
+    text = Path(page.path).read_text()
+    assert "region mAcc" in text
+    assert "refer accuracy" in text
+    assert "region mAcc/CLOC" in figures.metadata
+    assert json.loads((Path(results.path) / "summary.json").read_text())["places"]["model"] == models["cloc"].path

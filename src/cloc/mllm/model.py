@@ -185,7 +185,7 @@ def save_adapter(adapter: Adapter, folder: str | Path, *, about: dict[str, Any])
 
 
 def load_adapter(folder: str | Path, *, dtype: torch.dtype = torch.float32) -> Adapter:
-    """Reads what `save_adapter` wrote; a named language model in `dtype`. Raises ConfigError when there is no adapter."""
+    """Reads what `save_adapter` wrote, a named language model in `dtype`. Raises ConfigError when it holds none."""
     folder = Path(folder)
     try:
         about = json.loads((folder / ADAPTER_FILE).read_text())

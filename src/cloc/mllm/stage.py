@@ -1,4 +1,4 @@
-"""Stage `adapter`: tunes a LLaVA-style model on the frozen encoder, and says how well it refers and grounds.
+"""Stage `adapter_tuning`: tunes a LLaVA-style model on the frozen encoder, and says how well it refers and grounds.
 
 Same seed, data and steps for every encoder, so that the results of two encoders compare. Written to the output:
 the model (see `cloc.mllm.model`), metrics.jsonl, results.json, predictions.jsonl, gallery.html.
@@ -28,7 +28,7 @@ from cloc.mllm.tokenizer import train_tokenizer
 from cloc.mllm.tuning import TuningReport, tune
 from cloc.stage import StageResult
 
-STAGE = "adapter"
+STAGE = "adapter_tuning"
 METRICS, RESULTS, PREDICTIONS, GALLERY = "metrics.jsonl", "results.json", "predictions.jsonl", "gallery.html"
 _VOCABULARY_SHARDS = 16  # region texts of so many shards train a made decoder's tokenizer
 _PICTURES = 24

@@ -58,6 +58,7 @@ def submit(
     if not where:
         raise ConfigError("no Kubeflow server is named; give --host or set KFP_ENDPOINT (the URL of its API)")
     name = f"{NAME} {time.strftime('%Y-%m-%d %H:%M:%S')}"
+    print(f"asking {where}", flush=True)
     try:
         client = kfp.Client(host=where, namespace=namespace or "kubeflow")
         with tempfile.TemporaryDirectory() as folder:
@@ -72,6 +73,10 @@ def submit(
             )
     except Exception as error:
         raise _explain(error, where) from None
+    if not made.run_id:
+        raise SubmitError(
+            f"{where} does not answer as a Kubeflow server: it started no run (a login page, or a proxy?)"
+        )
     print(f"started run {name!r} ({made.run_id}) on {where}", flush=True)
     if wait:
         _wait(client, made.run_id, where=where)

@@ -193,7 +193,7 @@ def test_a_defect_keeps_its_traceback(tmp_path: Path, data: Any) -> None:
     (tmp_path / "metrics").write_text("a file where a folder is needed")
     given = stage_parameters(toy.config())
     metrics = dsl.Metrics(name="metrics", uri=str(tmp_path / "metrics" / "metrics"))
-    with pytest.raises(NotADirectoryError):
+    with pytest.raises(FileExistsError):
         captioning.python_func(
             parameters=given["captioning"],
             data=data,

@@ -270,7 +270,7 @@ class EvaluationConfig(Section):
     pictures: NonNegative = 12
     """Pictures a gallery of the report."""
     min_region_gain: Annotated[float, Field(ge=0)] = 1.0
-    """Gate: CLOC's region mAcc over the best plain-CLIP row must be at least this."""
+    """Gate: CLOC's region mAcc over the best plain-CLIP row must be at least this; 0 switches this rule off."""
     max_image_loss: Share = 0.05
     """Gate: mean image-text R@1 may be this much (absolute) below CLIP's at equal steps."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

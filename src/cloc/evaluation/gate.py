@@ -48,8 +48,9 @@ def _region_gain(metrics: Mapping[str, Any], config: EvaluationConfig, candidate
     if own is None or best is None:
         return _Finding(False, f"min_region_gain: no region figures on {split}")
     a, b = own["region"]["mAcc"], best["region"]["mAcc"]
-    # Compared as a product: nothing is divided by a baseline of 0. A candidate at 0 has gained nothing.
-    passed = a > 0 and a >= config.min_region_gain * b
+    # Compared as a product: nothing is divided by a baseline of 0. A candidate at 0 has gained nothing; that is well
+    # where nothing is asked for.
+    passed = (a > 0 or config.min_region_gain == 0) and a >= config.min_region_gain * b
     ratio = f"{a / b:.2f} times" if b else "against"
     return _Finding(
         passed,

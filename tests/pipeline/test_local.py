@@ -140,7 +140,7 @@ def test_gate_on_labels_stops_the_pipeline(again: Ended, folder: Path) -> None:
     ended = _cloc_run(folder, validation__min_images="1000")
     assert ended.code == 4
     assert ended.lines[-1].startswith("error: validation: 1 of ")
-    assert "1000" in ended.lines[-1]
+    assert "1,000" in ended.lines[-1]
     assert sorted(REUSED.findall(ended.text)) == ["Captioning", "Data", "Grounding"]
     assert "Pre-training" not in ended.text
     assert "Traceback" not in ended.text

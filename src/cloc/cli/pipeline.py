@@ -4,16 +4,22 @@ The DAG lives outside the package (`pipelines/` and `components/` of a checkout)
 """
 
 import importlib
+import sys
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import click
 
+import cloc
 from cloc.cli.options import resolve, settings_options
 from cloc.errors import ConfigError
 
 
 def _pipelines(module: str) -> ModuleType:
+    checkout = str(Path(cloc.__file__).parents[2])
+    if checkout not in sys.path:
+        sys.path.append(checkout)
     try:
         return importlib.import_module(f"pipelines.{module}")
     except ModuleNotFoundError as error:

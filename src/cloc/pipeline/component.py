@@ -23,7 +23,7 @@ from cloc.stages import run_stage
 
 LOCATION_FILE = "location.json"
 PAGE_FILE = "index.html"
-# Where a runner wants the reason of a failure: a JSON file. Pods also have Kubernetes' termination message.
+# Where a runner wants the reason of a failure: a JSON file.
 FAILURE_VARIABLE = "CLOC_FAILURE_FILE"
 
 

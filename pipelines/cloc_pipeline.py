@@ -11,6 +11,7 @@ Kubeflow server.
 from kfp import dsl
 from kfp.dsl.pipeline_channel import PipelineChannel
 
+from cloc.pipeline.parameters import defaults
 from components.adapter_tuning.component import adapter_tuning
 from components.captioning.component import captioning
 from components.evaluation.component import evaluation
@@ -24,29 +25,30 @@ from components.validation.component import validation
 from pipelines.resources import on_cluster
 
 NAME = "cloc"
+DEMO = defaults()  # params.yaml's
 
 
 @dsl.pipeline(name=NAME, display_name="CLOC: a CLIP encoder that understands regions")
 def cloc_pipeline(
     data: str = "",
-    demo_images: int = 16000,
-    captioner: str = "annotations",
-    captioning_model: str = "Salesforce/blip-image-captioning-large",
-    region_finder: str = "annotations",
-    detection_model: str = "google/owlv2-large-patch14-ensemble",
-    detection_threshold: float = 0.1,
-    min_caption_coverage: float = 0.95,
-    min_region_coverage: float = 0.5,
-    start_from: str = "",
-    training_steps: int = 600,
-    batch_size: int = 128,
-    learning_rate: float = 0.001,
-    region_weight: float = 1.0,
-    min_region_gain: float = 1.0,
-    max_image_loss: float = 0.05,
-    language_model: str = "",
-    adapter_steps: int = 600,
-    model_name: str = "cloc",
+    demo_images: int = DEMO["demo_images"],
+    captioner: str = DEMO["captioner"],
+    captioning_model: str = DEMO["captioning_model"],
+    region_finder: str = DEMO["region_finder"],
+    detection_model: str = DEMO["detection_model"],
+    detection_threshold: float = DEMO["detection_threshold"],
+    min_caption_coverage: float = DEMO["min_caption_coverage"],
+    min_region_coverage: float = DEMO["min_region_coverage"],
+    start_from: str = DEMO["start_from"],
+    training_steps: int = DEMO["training_steps"],
+    batch_size: int = DEMO["batch_size"],
+    learning_rate: float = DEMO["learning_rate"],
+    region_weight: float = DEMO["region_weight"],
+    min_region_gain: float = DEMO["min_region_gain"],
+    max_image_loss: float = DEMO["max_image_loss"],
+    language_model: str = DEMO["language_model"],
+    adapter_steps: int = DEMO["adapter_steps"],
+    model_name: str = DEMO["model_name"],
     other_settings: list = [],  # noqa: B006 (KFP reads the default when the pipeline is compiled)
     gpus: int = 0,
     gpu_type: str = "nvidia.com/gpu",

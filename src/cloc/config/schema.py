@@ -231,6 +231,8 @@ class TrainConfig(Section):
     """Images a step over all processes."""
     learning_rate: Annotated[float, Field(gt=0)] = 5e-4
     """Peak learning rate."""
+    text_rate: Annotated[float, Field(ge=0)] = 1.0
+    """Learning rate of the text encoder, as a multiple of `learning_rate`."""
     warmup_steps: NonNegative = 2000
     """Steps of linear warm-up; cosine decay to zero after."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.2

@@ -12,39 +12,46 @@ from cloc.model.configuration import CLOCConfig, from_settings
 from cloc.model.modeling import CLOCModel
 from cloc.model.processing import CLOCProcessor
 
-# `sdpa` in bfloat16 is several times slower than matmul and softmax on a CPU at small sizes.
-ATTENTION = {"cpu": "eager", "cuda": "sdpa"}
+
+def uses_bfloat16(precision: str, device: torch.device) -> bool:
+    """Whether a setting `precision` ("auto", "float32" or "bfloat16") means bfloat16 on a device.
+
+    `auto` takes it where the hardware multiplies matrices faster in it: without AMX a processor does not.
+    """
+    native = device.type == "cuda" or bool(torch.cpu.get_capabilities().get("amx_bf16"))
+    return native if precision == "auto" else precision == "bfloat16"
 
 
 def autocast(precision: str, device: torch.device) -> torch.autocast:
-    """The autocast context of a setting `precision` ("auto", "float32" or "bfloat16") on a device.
-
-    `auto` is bfloat16 where the hardware multiplies matrices faster in it: without AMX a processor does not.
-    """
-    native = device.type == "cuda" or bool(torch.cpu.get_capabilities().get("amx_bf16"))
-    enabled = native if precision == "auto" else precision == "bfloat16"
-    return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
+    """The autocast context of a setting `precision`; see `uses_bfloat16`."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=uses_bfloat16(precision, device))
 
 
-def create(config: ModelConfig, *, tokenizer: str, device: str = "cpu") -> tuple[CLOCModel, CLOCProcessor]:
+def attention(precision: str, device: torch.device) -> str:
+    """The attention kernel: on a processor `sdpa` is the faster one in float32, and several times the slower one in
+    bfloat16."""
+    return "eager" if device.type == "cpu" and uses_bfloat16(precision, device) else "sdpa"
+
+
+def create(config: ModelConfig, *, tokenizer: str, attention: str = "sdpa") -> tuple[CLOCModel, CLOCProcessor]:
     """A model to train, and its processor.
 
     Args:
         config: section `model`; `init_from` names a CLIP checkpoint to start from.
         tokenizer: folder or hub id of the tokenizer.
-        device: "cpu" or "cuda": chooses the attention kernel.
+        attention: kernel, as `transformers` names it; see `attention`.
 
     Raises:
         ConfigError: checkpoint or tokenizer cannot be loaded.
     """
     if config.init_from:
-        model = _from_checkpoint(config, device=device)
+        model = _from_checkpoint(config, attention=attention)
     else:
         tok = _load(AutoTokenizer, tokenizer, what="tokenizer")
         settings = from_settings(
             config, vocab_size=len(tok), bos=tok.bos_token_id, eos=tok.eos_token_id, pad=tok.pad_token_id
         )
-        settings._attn_implementation = ATTENTION[device]
+        settings._attn_implementation = attention
         model = CLOCModel(settings)
     return model, _processor(model, tokenizer)
 
@@ -55,16 +62,14 @@ def load(folder: str | Path, *, device: str = "cpu") -> tuple[CLOCModel, CLOCPro
     Raises:
         ConfigError: it cannot be loaded.
     """
-    model = _load(CLOCModel, str(folder), what="model", attn_implementation=ATTENTION[device])
+    model = _load(CLOCModel, str(folder), what="model")
     return model.eval().to(device), _processor(model, str(folder))
 
 
-def _from_checkpoint(config: ModelConfig, *, device: str) -> CLOCModel:
+def _from_checkpoint(config: ModelConfig, *, attention: str) -> CLOCModel:
     settings = _load(CLOCConfig, config.init_from, what="CLIP checkpoint")
     settings.cloc = config.prompter.model_dump()
-    return _load(
-        CLOCModel, config.init_from, what="CLIP checkpoint", config=settings, attn_implementation=ATTENTION[device]
-    )
+    return _load(CLOCModel, config.init_from, what="CLIP checkpoint", config=settings, attn_implementation=attention)
 
 
 def _load(cls: Any, source: str, *, what: str, **options: Any) -> Any:

@@ -8,8 +8,8 @@ from torch.nn import functional as F
 def roi_grid(tokens_BND: Tensor, boxes_BM4: Tensor, *, grid: int, bins: int, samples: int = 1) -> Tensor:
     """The token map inside each box, divided into bins x bins cells, each the mean of samples x samples samples.
 
-    Sample (i, j) lies at the centre of cell (i, j) of the box divided evenly; token centres lie at (k + 0.5) / G, values
-    beyond the outermost centres are those of the border.
+    Samples lie at the centres of the box divided evenly; token centres lie at (k + 0.5) / G, and values beyond the
+    outermost centres are those of the border.
 
     Args:
         tokens_BND: spatial tokens with [CLS] first, N = 1 + G * G.

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from cloc.config import Config, parse
+from cloc.config import parse
+from cloc.config.schema import TrainConfig
 from cloc.data.dataset import Dataset
 from cloc.data.loader import Batch, LoaderSettings, TrainLoader, prefetched
 from cloc.errors import ClocError, TrainingError
@@ -70,14 +71,20 @@ def learning_rate(step: int, *, peak: float, warmup: int, steps: int) -> float:
     return peak * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
-def make_optimizer(task: torch.nn.Module, config: Config) -> torch.optim.AdamW:
-    """AdamW with weight decay on matrices only."""
+def make_optimizer(task: CLOCTask, train: TrainConfig) -> torch.optim.AdamW:
+    """AdamW with weight decay on matrices only, and the text encoder's own learning rate (`rate`, a multiple)."""
+    text = {id(p) for part in (task.model.text_model, task.model.text_projection) for p in part.parameters()}
     trained = [p for p in task.parameters() if p.requires_grad]
     groups = [
-        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": config.train.weight_decay},
-        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+        {
+            "params": [p for p in trained if (p.ndim >= 2) == decayed and (id(p) in text) == is_text],
+            "weight_decay": train.weight_decay if decayed else 0.0,
+            "rate": train.text_rate if is_text else 1.0,
+        }
+        for decayed in (True, False)
+        for is_text in (True, False)
     ]
-    return torch.optim.AdamW(groups, lr=config.train.learning_rate, betas=config.train.betas, foreach=True)
+    return torch.optim.AdamW(groups, lr=train.learning_rate, betas=train.betas, foreach=True)
 
 
 class Trainer:
@@ -87,9 +94,13 @@ class Trainer:
         self.job, self.rank, self.config = job, rank, parse(job.config, source="training job")
         self.output = Path(job.output)
         torch.manual_seed(self.config.train.seed)
-        self.model, self.processor = factory.create(self.config.model, tokenizer=job.tokenizer)
+        self.model, self.processor = factory.create(
+            self.config.model,
+            tokenizer=job.tokenizer,
+            attention=factory.attention(self.config.train.precision, rank.device),
+        )
         self.task = CLOCTask(self.model, self.config.loss, objective=job.objective).to(rank.device)
-        self.optimizer = make_optimizer(self.task, self.config)
+        self.optimizer = make_optimizer(self.task, self.config.train)
         self.checkpoints = Checkpoints(self.output / "checkpoints", keep=self.config.train.keep_checkpoints)
         dataset = Dataset.open(job.images, captions=job.captions, regions=job.regions)
         self.fingerprint = self._fingerprint(dataset)
@@ -143,7 +154,7 @@ class Trainer:
         train = self.config.train
         rate = learning_rate(step, peak=train.learning_rate, warmup=train.warmup_steps, steps=self.job.steps)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["rate"]
         batch = Batch(**{name: value.to(self.rank.device) for name, value in vars(batch).items()})
         with factory.autocast(train.precision, self.rank.device):
             losses: Losses = module(batch)
@@ -175,7 +186,7 @@ class Trainer:
                 "gradient_norm": gradient_norm,
                 "logit_scale": model.logit_scale.detach().exp(),
                 "region_logit_scale": model.region_logit_scale.detach().exp(),
-                "learning_rate": self.optimizer.param_groups[0]["lr"],
+                "learning_rate": self.optimizer.param_groups[-1]["lr"],
                 "samples": step * self.config.train.batch_size,
             },
         )

@@ -45,11 +45,11 @@ def alt_text(rng: np.random.Generator, scene: Scene) -> str:
 
 
 def region_text(rng: np.random.Generator, item: SceneObject) -> str:
-    """What a region is called: half the time just "key", else "red key" or "large red key"."""
+    """What a region is called: mostly "red key", sometimes "large red key" or just "key"."""
     draw = rng.random()
-    if draw < 0.5:
+    if draw < 0.15:
         return name(item.kind)
-    return name(item.kind, item.tint, item.size if draw < 0.65 else None)
+    return name(item.kind, item.tint, item.size if draw < 0.35 else None)
 
 
 def _mention(rng: np.random.Generator, item: SceneObject) -> str:

@@ -1,0 +1,99 @@
+"""Runs as MLflow records them, on a real SQLite store."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from cloc import tracking
+from cloc.config.schema import TrackingConfig
+from cloc.errors import ConfigError, GateFailed
+from cloc.stage import StageResult
+
+
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrackingConfig:
+    for name in ("MLFLOW_RUN_ID", "MLFLOW_TRACKING_URI", "CLOC_RUN_KEY", "DVC_ROOT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)
+    return TrackingConfig(uri=f"sqlite:///{tmp_path}/mlflow.db", experiment="test")
+
+
+@pytest.fixture
+def client(config: TrackingConfig) -> MlflowClient:
+    return MlflowClient(config.uri)
+
+
+def test_stages_are_children_of_the_pipeline(config: TrackingConfig, client: MlflowClient) -> None:
+    settings = {"train": {"steps": 3, "note": "x" * 900}}
+    with tracking.pipeline_run(config, name="demo", settings=settings) as parent:
+        for stage in ("captioning", "grounding"):
+            with tracking.stage_run(config, stage=stage, settings=settings) as run:
+                run.log_result(StageResult(stage, metrics={"a/b": 0.5}, counts={"images": 7}, message="done"))
+                child = client.get_run(run.run_id)
+                assert child.data.tags["mlflow.parentRunId"] == parent.run_id
+                assert child.data.metrics == {"a/b": 0.5, "count/images": 7.0}
+                assert child.data.params["train.steps"] == "3"
+    found = client.get_run(parent.run_id)
+    assert found.info.status == "FINISHED"
+    assert found.data.tags["cloc.kind"] == "pipeline"
+    assert "MLFLOW_RUN_ID" not in os.environ
+
+
+def test_stages_with_a_common_key_share_a_parent(
+    config: TrackingConfig, client: MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CLOC_RUN_KEY", "kfp-run-1")
+    parents = []
+    for stage in ("captioning", "grounding"):
+        with tracking.stage_run(config, stage=stage, settings={}) as run:
+            parents.append(client.get_run(run.run_id).data.tags["mlflow.parentRunId"])
+    assert parents[0] == parents[1]
+    assert client.get_run(parents[0]).data.tags["cloc.run_key"] == "kfp-run-1"
+
+
+def test_a_failed_stage_says_why(config: TrackingConfig, client: MlflowClient) -> None:
+    def fail() -> None:
+        with tracking.stage_run(config, stage="validation", settings={}) as run:
+            run.fail("3 of 31 checks failed")
+            raise GateFailed("3 of 31 checks failed")
+
+    with pytest.raises(GateFailed):
+        fail()
+    (found,) = client.search_runs([client.get_experiment_by_name("test").experiment_id])
+    assert found.info.status == "FAILED"
+    assert found.data.tags["cloc.failure"] == "3 of 31 checks failed"
+
+
+def test_curves_data_sets_and_the_registered_model(
+    config: TrackingConfig, client: MlflowClient, tmp_path: Path, make_dataset
+) -> None:
+    data = make_dataset(tmp_path / "data", 4)
+    curves = tmp_path / "metrics.jsonl"
+    rows = [{"step": step, "seconds": 1.0, "loss/total": 3.0 - step} for step in (1, 2)]
+    curves.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    model = tmp_path / "model"
+    (model / "checkpoints").mkdir(parents=True)
+    (model / "config.json").write_text("{}")
+    with tracking.stage_run(config, stage="registration", settings={}) as run:
+        run.log_inputs({"data": data})
+        run.log_result(StageResult("registration", artifacts={"curves": str(curves)}, registers=str(model)))
+    history = client.get_metric_history(run.run_id, "loss/total")
+    assert [(item.step, item.value) for item in history] == [(1, 2.0), (2, 1.0)]
+    assert client.get_run(run.run_id).inputs.dataset_inputs[0].dataset.name == "data"
+    version = client.get_model_version_by_alias(config.model_name, "challenger")
+    assert version.run_id == run.run_id
+    assert [item.path for item in client.list_artifacts(run.run_id, "model")] == ["model/config.json"]
+
+
+def test_a_store_that_cannot_be_used_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    config = TrackingConfig(uri=f"sqlite:///{tmp_path}/file/mlflow.db")
+    with (
+        pytest.raises(ConfigError, match=r"cannot be used .* set tracking\.uri") as caught,
+        tracking.stage_run(config, stage="captioning", settings={}),
+    ):
+        pass
+    assert "\n" not in str(caught.value)

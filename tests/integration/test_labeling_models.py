@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-import tiny_models
 import torch
 from PIL import Image
 from transformers import AutoProcessor, BlipForConditionalGeneration, Owlv2ForObjectDetection, OwlViTForObjectDetection
@@ -24,6 +23,7 @@ from cloc.labeling.detector_transformers import (
 )
 from cloc.labeling.phrases import PhraseExtractor
 from cloc.labeling.worker import Item
+from tests import tiny_models
 
 OWLS = {"owlv2": Owlv2ForObjectDetection, "owlvit": OwlViTForObjectDetection}
 

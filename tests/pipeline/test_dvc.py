@@ -159,7 +159,7 @@ def test_one_setting_reaches_its_stages_only(labelled: Path) -> None:
     assert not RAN.findall(_run(folder, "dvc", "repro", "--dry"))
     expected = {
         "train__learning_rate": ("0.5", TRAINING),
-        "loss__region_weight": ("2.0", TRAINING),
+        "loss__region_weight": ("0.5", TRAINING),
         "evaluation__pictures": ("3", {"evaluation", "registration"}),
         "adapter__learning_rate": ("0.5", ADAPTERS),
         "grounding__max_phrases": ("3", {"grounding"}),

@@ -95,10 +95,6 @@ class _Output:
             self.error = line.removeprefix("error: ")
 
 
-# torchrun's own reports on how a rank ended; the rank's own words say more.
-_NOISE = ("W1", "W0", "E1", "E0", "=====", "-----", "Root Cause", "Failures:", "[0]:", "  time ", "  host ", "  rank ")
-
-
 def _follow(runner: Runner, handle: str, stream: str, seen: _Output) -> None:
     from torchx.schedulers.api import Stream
 

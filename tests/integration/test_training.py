@@ -16,6 +16,7 @@ from cloc.model import factory
 from cloc.stage import StageResult
 from cloc.training import stage
 from cloc.training.trainer import learning_rate
+from tests.conftest import write_dataset
 
 TINY = {
     "model": {
@@ -43,8 +44,6 @@ def config(**train) -> Config:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> str:
-    from tests.conftest import write_dataset
-
     return write_dataset(tmp_path_factory.mktemp("data") / "train", 24, shard_size=4)
 
 
@@ -134,6 +133,15 @@ def test_another_setting_does_not_go_on_from_an_old_checkpoint(data: str, traine
     (tmp_path / "checkpoints").symlink_to(out / "checkpoints")
     with pytest.raises(TrainingError, match="belongs to a run with other settings"):
         train(config(learning_rate=2e-3), data, tmp_path)
+
+
+def test_other_labels_do_not_go_on_from_an_old_checkpoint(trained, tmp_path: Path) -> None:
+    out, _ = trained
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "checkpoints").symlink_to(out / "checkpoints")
+    other = write_dataset(tmp_path / "data", 24, shard_size=4, regions=False)
+    with pytest.raises(TrainingError, match="belongs to a run with other settings, data"):
+        train(config(), other, tmp_path / "model")
 
 
 def test_failures_are_one_line(data: str, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ Images and tables may lie apart: `Dataset.open("data/train", captions="work/capt
 the tars of the first and the tables of the others.
 """
 
+import hashlib
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -66,6 +67,15 @@ class Dataset:
     def digest(self) -> str:
         """Hash of the images: of the shards' hashes in order."""
         return fingerprint([shard.sha256 for shard in self.manifest.shards])
+
+    def labels_digest(self) -> str:
+        """Hash of the captions and regions tables; reads each of them once."""
+        roots: tuple[tuple[Table, Storage], ...] = (("captions", self.captions), ("regions", self.regions))
+        found = [
+            (root, tables.table_path(table, shard.name)) for table, root in roots for shard in self.manifest.shards
+        ]
+        hashes = [hashlib.sha256(root.read_bytes(path)).hexdigest() for root, path in found if root.exists(path)]
+        return fingerprint(hashes)
 
     def read_samples(self, shard: Shard) -> Iterator[Sample]:
         """Streams a shard's samples.

@@ -11,7 +11,7 @@ from cloc.config.schema import TrainConfig
 from cloc.data.dataset import Dataset, resolve_split
 from cloc.errors import ConfigError, TrainingError
 from cloc.model.processing import train_tokenizer
-from cloc.stage import StageResult
+from cloc.stage import StageResult, fingerprint
 from cloc.training.launch import run_app, training_app
 from cloc.training.trainer import METRICS_FILE, SUMMARY_FILE, TrainingJob
 
@@ -61,6 +61,7 @@ def run(config: Config, *, inputs: Inputs, outputs: Outputs) -> StageResult:
     output = Path(outputs.model)
     output.mkdir(parents=True, exist_ok=True)
     images = resolve_split(inputs.data, config.data.train_split)
+    dataset = Dataset.open(images, captions=inputs.captions, regions=inputs.regions)
     job = TrainingJob(
         config=config.model_dump(mode="json"),
         objective="cloc" if inputs.objective == "cloc" else "clip",
@@ -68,7 +69,8 @@ def run(config: Config, *, inputs: Inputs, outputs: Outputs) -> StageResult:
         images=images,
         captions=inputs.captions,
         regions=inputs.regions,
-        tokenizer=_tokenizer(config, inputs, images, output),
+        data_digest=fingerprint(dataset.digest, dataset.labels_digest()),
+        tokenizer=_tokenizer(config, dataset, output),
         output=str(output),
     )
     job.save(output / "job.json")
@@ -100,14 +102,13 @@ def _summary(folder: str) -> dict[str, Any]:
     return summary
 
 
-def _tokenizer(config: Config, inputs: Inputs, images: str, output: Path) -> str:
+def _tokenizer(config: Config, dataset: Dataset, output: Path) -> str:
     """Folder or hub id of the tokenizer; one is trained on the captions and region texts when none is named."""
     named = config.model.text.tokenizer or config.model.init_from
     if named:
         return named
     folder = output / "tokenizer"
     if not (folder / "tokenizer.json").is_file():
-        dataset = Dataset.open(images, captions=inputs.captions, regions=inputs.regions)
         text = config.model.text
         train_tokenizer(
             _texts(dataset), vocab_size=text.vocab_size, context_length=text.context_length

@@ -40,6 +40,7 @@ class TrainingJob:
         objective: "cloc" or "clip".
         steps: optimiser steps.
         images, captions, regions: roots of the labelled data set.
+        data_digest: hash of images and labels; a run goes on from a checkpoint only with the same data.
         tokenizer: folder of the tokenizer.
         output: folder of the trained model; checkpoints and metrics lie in it as well.
     """
@@ -50,6 +51,7 @@ class TrainingJob:
     images: str
     captions: str
     regions: str
+    data_digest: str
     tokenizer: str
     output: str
 
@@ -103,13 +105,13 @@ class Trainer:
         self.optimizer = make_optimizer(self.task, self.config.train)
         self.checkpoints = Checkpoints(self.output / "checkpoints", keep=self.config.train.keep_checkpoints)
         dataset = Dataset.open(job.images, captions=job.captions, regions=job.regions)
-        self.fingerprint = self._fingerprint(dataset)
+        self.fingerprint = self._fingerprint()
         self.loader = TrainLoader(dataset, self._loader_settings(), tokenize=self.processor.tokenize)
 
-    def _fingerprint(self, dataset: Dataset) -> str:
+    def _fingerprint(self) -> str:
         train = self.config.train.model_dump(exclude={"checkpoint_every", "keep_checkpoints", "log_every"})
         sections = [self.config.model.model_dump(), self.config.loss.model_dump(), train]
-        return fingerprint(sections, self.job.objective, self.job.steps, self.rank.world_size, dataset.digest)
+        return fingerprint(sections, self.job.objective, self.job.steps, self.rank.world_size, self.job.data_digest)
 
     def _loader_settings(self) -> LoaderSettings:
         train, ranks = self.config.train, self.rank.world_size

@@ -17,7 +17,7 @@ def pretraining(
     model: dsl.Output[dsl.Model],
     metrics: dsl.Output[dsl.Metrics],
     match_compute_of: Optional[dsl.Input[dsl.Model]] = None,  # noqa: UP045 (KFP reads this form)
-    step_cost_of: Optional[dsl.Input[dsl.Model]] = None,  # noqa: UP045
+    step_cost_of: Optional[dsl.Input[dsl.Model]] = None,  # noqa: UP045 (KFP reads this form)
 ):
     """Trains an encoder; goes on from its last checkpoint when tried again.
 

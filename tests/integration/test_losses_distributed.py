@@ -1,0 +1,84 @@
+"""The contrastive losses split over ranks equal those of one process: value, counts and every gradient."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.nn import functional as F
+
+from cloc.model.losses import contrastive_pairs
+
+ROWS, WIDTH = 24, 6
+SCRIPT = Path(__file__).with_name("loss_ranks.py")
+
+
+def case(*, valid: list[bool] | None, threshold: float, tile: int, sigmoid: bool = False) -> dict[str, Tensor]:
+    """All ranks' rows of a case, with texts that several ranks share."""
+    torch.manual_seed(tile)
+    a, b = (F.normalize(torch.randn(ROWS, WIDTH, dtype=torch.float64), dim=-1) for _ in range(2))
+    b[::5] = b[0].clone()
+    fields = {
+        "a": a,
+        "b": b,
+        "valid": torch.tensor(valid if valid is not None else [True] * ROWS).to(torch.uint8),
+        "scale": torch.tensor(9.0, dtype=torch.float64),
+        "threshold": torch.tensor(threshold, dtype=torch.float64),
+        "tile": torch.tensor(tile),
+    }
+    return fields | ({"bias": torch.tensor(-2.0, dtype=torch.float64)} if sigmoid else {})
+
+
+# Of 4 ranks with 6 rows each: the second has no region, the others 6, 1 and 4.
+UNEVEN = [True] * 6 + [False] * 6 + [False, False, True, False, False, False] + [True, False, True, True, False, True]
+CASES = {
+    "images": case(valid=None, threshold=1.0, tile=64),
+    "images_tiled": case(valid=None, threshold=1.0, tile=5),
+    "regions": case(valid=UNEVEN, threshold=0.9, tile=64),
+    "regions_tiled": case(valid=UNEVEN, threshold=0.5, tile=4),
+    "regions_sigmoid": case(valid=UNEVEN, threshold=0.9, tile=3, sigmoid=True),
+    "images_sigmoid": case(valid=None, threshold=1.0, tile=64, sigmoid=True),
+    "no_region": case(valid=[False] * ROWS, threshold=0.9, tile=4),
+    "one_region": case(valid=[number == 13 for number in range(ROWS)], threshold=0.9, tile=4),
+}
+
+
+@pytest.fixture(scope="module", params=[1, 2, 4])
+def ranks(request, tmp_path_factory) -> list[dict[str, Tensor]]:
+    """What each of 1, 2 and 4 ranks found."""
+    folder = tmp_path_factory.mktemp("ranks")
+    save_file(
+        {f"{name}.{key}": value for name, fields in CASES.items() for key, value in fields.items()}, folder / "in"
+    )
+    command = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={request.param}", str(SCRIPT)]
+    subprocess.run([sys.executable, *command, str(folder / "in"), str(folder)], check=True, timeout=120)
+    return [load_file(folder / f"{rank}.safetensors") for rank in range(request.param)]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_ranks_equal_one_process(name: str, ranks: list[dict[str, Tensor]]) -> None:
+    fields = CASES[name]
+    leaves = {key: fields[key].clone().requires_grad_() for key in ("a", "b", "scale", "bias") if key in fields}
+    whole = contrastive_pairs(
+        leaves["a"],
+        leaves["b"],
+        scale=leaves["scale"],
+        bias=leaves.get("bias"),
+        kind="sigmoid" if "bias" in leaves else "infonce",
+        valid_K=fields["valid"].bool(),
+        similar_text_threshold=fields["threshold"].item(),
+    )
+    (whole.loss * 3).backward()
+    for found in ranks:
+        torch.testing.assert_close(found[f"{name}.loss"], whole.loss.detach().reshape(1))
+        assert found[f"{name}.dropped_pairs"].item() == whole.dropped_pairs.item()
+        assert found[f"{name}.valid_rows"].item() == fields["valid"].sum().item()
+    for key in ("a", "b"):  # W times the part: DDP's mean over ranks makes it once
+        split = torch.cat([found[f"{name}.grad.{key}"] for found in ranks]) / len(ranks)
+        torch.testing.assert_close(split, leaves[key].grad)
+    for key in leaves.keys() & {"scale", "bias"}:
+        mean = torch.stack([found[f"{name}.grad.{key}"] for found in ranks]).mean()
+        torch.testing.assert_close(mean, leaves[key].grad)

@@ -34,6 +34,8 @@ def global_batch() -> Batch:
     return Batch(
         pixels_BSS3=torch.randint(0, 255, (GLOBAL, 16, 16, 3), dtype=torch.uint8),
         caption_ids_BL=torch.cat([torch.randint(2, 40, (GLOBAL, 5)), torch.ones(GLOBAL, 1, dtype=torch.long)], dim=1),
+        points_BM2=(corners + 0.1) * present[..., None],
+        pointed_BM=torch.rand(GLOBAL, 3) < 0.5,
         boxes_BM4=torch.cat([corners, corners + 0.3], dim=-1) * present[..., None],
         present_BM=present,
         text_ids_UL=torch.cat([torch.randint(2, 40, (12, 2)), torch.ones(12, 1, dtype=torch.long)], dim=1),

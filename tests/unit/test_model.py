@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from transformers import CLIPModel, CLIPVisionModel
 
-from cloc.config.schema import ModelConfig, PrompterConfig, TextConfig, VisionConfig
+from cloc.config.schema import LossConfig, ModelConfig, PrompterConfig, TextConfig, VisionConfig
 from cloc.errors import ConfigError
 from cloc.model import factory
 from cloc.model.configuration import from_settings
@@ -89,15 +89,18 @@ def test_the_saved_folder_is_a_clip_checkpoint(tmp_path: Path) -> None:
 def test_starting_from_a_clip_checkpoint_keeps_its_features(tmp_path: Path) -> None:
     source = CLIPModel(from_settings(small(), vocab_size=300, bos=0, eos=1, pad=1))
     source.save_pretrained(tmp_path)
-    train_tokenizer(["a red key"] * 3, vocab_size=300, context_length=12).save_pretrained(tmp_path)
+    tokenizer = train_tokenizer(["a red key"] * 3, vocab_size=300, context_length=12)
+    CLOCProcessor(tokenizer, image_size=32, context_length=12).save_pretrained(tmp_path)
     config = small(spatial_bias="box").model_copy(update={"init_from": str(tmp_path)})
-    model, _ = factory.create(config, tokenizer=str(tmp_path))
+    model, _ = factory.create(config, LossConfig(init_scale=5.0), tokenizer=str(tmp_path))
     pixels = torch.randn(1, 3, 32, 32)
     torch.testing.assert_close(
         model.eval().encode_image(pixels).embeds_BE, source.eval().get_image_features(pixels).pooler_output
     )
     assert model.prompter.spatial_bias == "box"
     assert model.prompter.layers[0].query.weight.std() > 0
+    assert torch.equal(model.logit_scale, source.logit_scale), "the checkpoint's own temperature is kept"
+    assert model.region_logit_scale.exp().item() == pytest.approx(5.0)
 
 
 def test_a_missing_checkpoint_is_one_line(tmp_path: Path) -> None:
@@ -109,9 +112,9 @@ def test_a_missing_checkpoint_is_one_line(tmp_path: Path) -> None:
 def test_roi_align_of_a_ramp_is_the_mean_position() -> None:
     """Tokens that hold their own position: the mean over a box inside the grid's centres is the box's centre."""
     grid = 8
-    tokens = torch.cat([torch.full((1, 2), 9.0), grid_centres(grid)])[None]
+    tokens = grid_centres(grid)[None]
     box = torch.tensor([[[0.2, 0.3, 0.6, 0.8], [0.5, 0.5, 0.7, 0.6]]])
-    torch.testing.assert_close(roi_align(tokens, box, grid=grid), torch.tensor([[[0.4, 0.55], [0.6, 0.55]]]))
+    torch.testing.assert_close(roi_align(tokens, box), torch.tensor([[[0.4, 0.55], [0.6, 0.55]]]))
 
 
 def test_coverage_is_the_share_of_each_cell() -> None:
@@ -144,7 +147,10 @@ def test_processor_lowers_truncates_and_round_trips(tmp_path: Path) -> None:
     assert ids[1, -1] == tokenizer.eos_token_id
     assert torch.equal(ids[:1], processor.tokenize(["a large red key", "key " * 50])[:1])
     processor.save_pretrained(tmp_path)
-    again = CLOCProcessor.from_pretrained(tmp_path, image_size=32, context_length=8)
+    config = from_settings(small(), vocab_size=540, bos=0, eos=1, pad=1)
+    config.text_config.max_position_embeddings = 8
+    again = CLOCProcessor.for_model(config, tokenizer=tmp_path, images=tmp_path)
+    assert (again.pixel_mean, again.pixel_std) == (processor.pixel_mean, processor.pixel_std)
     hostile = ["\x00 ☃ <b>日本</b>", ""]
     assert torch.equal(again.tokenize(hostile), processor.tokenize(hostile))
     pixels = processor.pixels([Image.fromarray(np.full((10, 20, 3), 255, np.uint8))])

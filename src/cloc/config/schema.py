@@ -87,8 +87,15 @@ class GroundingConfig(Section):
     """Hub id or folder of the detector (backend transformers)."""
     tagger: Literal["lexicon"] = "lexicon"
     """Part-of-speech tagger of the phrase step."""
+    phrases: Literal["captions", "alt_text_ngrams"] = "captions"
+    """What regions are named by: noun phrases of the captions (VESL), or the alt-text's word n-grams (the paper's
+    labels without VESL; backend annotations keeps the human boxes that the alt-text names)."""
     max_phrases: Positive = 20
-    """Phrases an image at most (METHOD, VESL step 2)."""
+    """Phrases of the captions an image at most (METHOD, VESL step 2)."""
+    max_ngram_words: Positive = 10
+    """Longest n-gram of the alt-text, words (OWLv2, appendix A.2)."""
+    max_ngrams: Positive = 300
+    """N-grams of the alt-text an image at most (OWLv2, appendix A.2)."""
     score_threshold: Share = 0.1
     """Boxes with a lower confidence are dropped (METHOD, VESL step 3)."""
     nms_iou: Share = 0.7
@@ -195,7 +202,14 @@ class ModelConfig(Section):
     """The CLOC model."""
 
     init_from: str = ""
-    """Hub id or folder of a CLIP checkpoint to start from; empty trains from scratch."""
+    """Hub id or folder of a CLIP, SigLIP or fixed-resolution SigLIP 2 checkpoint to start from, which brings its own
+    family, sizes and tokenizer; empty trains from scratch."""
+    init_image_size: NonNegative = 0
+    """Side of the network input of a model that starts from a checkpoint, pixels: its position embeddings are
+    interpolated; 0 keeps the checkpoint's."""
+    family: Literal["clip", "siglip"] = "clip"
+    """Architecture of a model trained from scratch: the paper's CLIP, or SigLIP (no [CLS], attention pooling, texts
+    padded to the full length)."""
     embed_dim: Positive = 512
     """Width of the shared embedding space."""
     vision: VisionConfig = VisionConfig()
@@ -208,6 +222,13 @@ class LossConfig(Section):
 
     max_regions: Positive = 4
     """M: regions sampled at random an image at most."""
+    point_share: Share = 0.0
+    """Share of the regions that are prompted by a point inside their box instead of the box (METHOD, point prompt; the
+    paper trains none)."""
+    image: Literal["infonce", "sigmoid"] = "infonce"
+    """Image-text loss: the paper's symmetric InfoNCE, or SigLIP's pairwise sigmoid."""
+    region: Literal["infonce", "sigmoid"] = "infonce"
+    """Region-text loss, as `image`."""
     region_weight: Annotated[float, Field(ge=0)] = 1.0
     """Lambda before it is multiplied by the share of images with regions."""
     similar_text_threshold: Annotated[float, Field(gt=0, le=1)] = 0.9
@@ -217,7 +238,9 @@ class LossConfig(Section):
     temperature: Literal["separate", "shared"] = "separate"
     """Whether image and region losses have their own learnable scale."""
     init_scale: Annotated[float, Field(gt=0)] = 14.285714
-    """Logit scale at the start (CLIP: 1 / 0.07)."""
+    """Logit scale at the start (CLIP: 1 / 0.07; SigLIP: 10); a checkpoint keeps its image scale."""
+    init_bias: float = -10.0
+    """Logit bias of sigmoid losses at the start (SigLIP: -10); a checkpoint keeps its image bias."""
     max_scale: Annotated[float, Field(gt=0)] = 100.0
     """Logit scale at most (CLIP: 100)."""
 

@@ -29,6 +29,8 @@ class Batch:
         pixels_BSS3: uint8.
         caption_ids_BL: token ids of the captions.
         boxes_BM4: xyxy in [0, 1] of the padded network input; zeros where absent.
+        points_BM2: a point inside each box; zeros where absent.
+        pointed_BM: which regions are prompted by their point instead of their box.
         present_BM: which regions are there.
         text_ids_UL: token ids of the distinct region texts; one empty text when there is no region.
         text_index_BM: which text describes each region; 0 where absent.
@@ -37,6 +39,8 @@ class Batch:
     pixels_BSS3: Tensor
     caption_ids_BL: Tensor
     boxes_BM4: Tensor
+    points_BM2: Tensor
+    pointed_BM: Tensor
     present_BM: Tensor
     text_ids_UL: Tensor
     text_index_BM: Tensor
@@ -50,6 +54,7 @@ class LoaderSettings:
         image_size: S.
         batch_size: B of this rank.
         max_regions: M.
+        point_share: probability of a point prompt.
         alt_text_share: probability of the alt-text for caption where there is another one.
         seed: of order and sampling.
         rank, world_size: of the process.
@@ -61,6 +66,7 @@ class LoaderSettings:
     max_regions: int
     alt_text_share: float
     seed: int
+    point_share: float = 0.0
     rank: int = 0
     world_size: int = 1
     buffer: int = 2048
@@ -71,6 +77,8 @@ class _Example:
     pixels_SS3: Tensor
     caption: str
     boxes_R4: Tensor
+    points_R2: Tensor
+    pointed_R: Tensor
     texts: list[str]
 
 
@@ -145,22 +153,30 @@ class TrainLoader:
         rows = list(sample.regions)
         if len(rows) > self._settings.max_regions:
             rows = [rows[index] for index in rng.choice(len(rows), self._settings.max_regions, replace=False)]
-        boxes = frame.to_padded([[row["x1"], row["y1"], row["x2"], row["y2"]] for row in rows])
+        boxes = torch.from_numpy(
+            frame.to_padded([[row["x1"], row["y1"], row["x2"], row["y2"]] for row in rows])
+        ).float()
+        caption = _choose_caption(sample, rng, alt_text_share=self._settings.alt_text_share)
+        places = torch.from_numpy(rng.random((len(rows), 2))).float()
         return _Example(
             pixels_SS3=torch.from_numpy(pixels.copy()),
-            caption=_choose_caption(sample, rng, alt_text_share=self._settings.alt_text_share),
-            boxes_R4=torch.from_numpy(boxes).float(),
+            caption=caption,
+            boxes_R4=boxes,
+            points_R2=boxes[:, :2] + places * (boxes[:, 2:] - boxes[:, :2]),
+            pointed_R=torch.from_numpy(rng.random(len(rows)) < self._settings.point_share),
             texts=[row["text"] for row in rows],
         )
 
     def _collate(self, examples: list[_Example]) -> Batch:
         shape = (len(examples), self._settings.max_regions)
-        boxes_BM4, present_BM = torch.zeros(*shape, 4), torch.zeros(shape, dtype=torch.bool)
+        boxes_BM4, points_BM2 = torch.zeros(*shape, 4), torch.zeros(*shape, 2)
+        present_BM, pointed_BM = torch.zeros(shape, dtype=torch.bool), torch.zeros(shape, dtype=torch.bool)
         text_index_BM = torch.zeros(shape, dtype=torch.long)
         distinct: dict[str, int] = {}
         for number, example in enumerate(examples):
             count = len(example.texts)
             boxes_BM4[number, :count] = example.boxes_R4
+            points_BM2[number, :count], pointed_BM[number, :count] = example.points_R2, example.pointed_R
             present_BM[number, :count] = True
             for place, text in enumerate(example.texts):
                 text_index_BM[number, place] = distinct.setdefault(text, len(distinct))
@@ -168,6 +184,8 @@ class TrainLoader:
             pixels_BSS3=torch.stack([example.pixels_SS3 for example in examples]),
             caption_ids_BL=self._tokenize([example.caption for example in examples]),
             boxes_BM4=boxes_BM4,
+            points_BM2=points_BM2,
+            pointed_BM=pointed_BM,
             present_BM=present_BM,
             text_ids_UL=self._tokenize(list(distinct) or [""]),
             text_index_BM=text_index_BM,

@@ -17,8 +17,9 @@ from transformers.utils.logging import disable_progress_bar
 
 from cloc.errors import ConfigError
 from cloc.evaluation.provenance import read_training, slug, weights_digest
-from cloc.model.modeling import CLOCModel
-from cloc.model.processing import CLOCProcessor, normalize
+from cloc.model import factory
+from cloc.model.factory import AnyCLOCModel
+from cloc.model.processing import CLOCProcessor
 
 _PROMPTS = 256  # padded boxes a call: a Prompter that pools over image tokens repeats them for each box
 
@@ -46,7 +47,7 @@ class EvaluatedModel:
     training: Mapping[str, Any]
     digest: str
     readers: tuple[Reader, ...]
-    model: CLOCModel
+    model: AnyCLOCModel
     processor: CLOCProcessor
     device: torch.device
 
@@ -67,7 +68,7 @@ class EvaluatedModel:
 
     def pixels(self, pixels_BSS3: npt.NDArray[np.uint8]) -> Tensor:
         """Letterboxed uint8 images -> network input."""
-        return normalize(torch.from_numpy(pixels_BSS3).to(self.device))
+        return self.processor.normalize(torch.from_numpy(pixels_BSS3).to(self.device))
 
     def encode_images(self, pixels_BSS3: npt.NDArray[np.uint8], *, batch_size: int) -> tuple[Floats, Tensor]:
         """Normalised image embeddings (B, E) and spatial tokens (B, N, D)."""
@@ -83,7 +84,7 @@ class EvaluatedModel:
             _unit(self.model.encode_image(self.pixels(chunk)).embeds_BE)
             for chunk in self._chunks(pixels_BSS3, batch_size=batch_size)
         ]
-        return _rows(parts, width=self.model.config.projection_dim)
+        return _rows(parts, width=self.model.embed_dim)
 
     def _chunks(self, pixels_BSS3: npt.NDArray[np.uint8], *, batch_size: int) -> Iterator[npt.NDArray[np.uint8]]:
         size = batch_size if self.device.type == "cuda" else min(batch_size, _CPU_BATCH)
@@ -97,7 +98,7 @@ class EvaluatedModel:
             _unit(self.model.encode_text(self.processor.tokenize([texts[i] for i in chunk]).to(self.device)))
             for chunk in (order[first : first + batch_size] for first in range(0, len(order), batch_size))
         ]
-        rows = _rows(parts, width=self.model.config.projection_dim)
+        rows = _rows(parts, width=self.model.embed_dim)
         restored = np.empty_like(rows)
         restored[order] = rows
         return restored
@@ -106,7 +107,7 @@ class EvaluatedModel:
         """Normalised region embeddings (R, E) by any reader but "crop", in the order of images and their boxes."""
         read = self.model.embed_roi if reader == "roi_align" else self.model.embed_boxes
         prompts = [torch.from_numpy(np.asarray(rows, dtype=np.float32)) for rows in boxes]
-        return _prompt(read, tokens_BND, prompts, width=self.model.config.projection_dim, normalized=True)
+        return _prompt(read, tokens_BND, prompts, width=self.model.embed_dim, normalized=True)
 
     def ground(self, tokens_BND: Tensor, texts: Sequence[Floats]) -> Floats:
         """Boxes (R, 4), padded, of text embeddings (M, E) of each image, in order."""
@@ -139,17 +140,8 @@ def load_models(models: Mapping[str, str], *, device: str) -> list[EvaluatedMode
 def _load(name: str, folder: str, device: torch.device) -> EvaluatedModel:
     training = read_training(folder)
     digest = weights_digest(folder)
-    try:
-        # Plain matmul and softmax: no slower here in float32, and the same on every machine.
-        model = CLOCModel.from_pretrained(folder, attn_implementation="eager", use_safetensors=True)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise ConfigError(f"{folder}: the model cannot be loaded ({str(error).splitlines()[0][:200]})") from None
-    config = model.config
-    processor = CLOCProcessor.from_pretrained(
-        folder,
-        image_size=config.vision_config.image_size,
-        context_length=config.text_config.max_position_embeddings,
-    )
+    # Plain matmul and softmax: no slower here in float32, and the same on every machine.
+    model, processor = factory.load(folder, device=device, attention="eager")
     readers: list[Reader] = ["crop", "roi_align"]
     if training["objective"] == "cloc":
         readers.append("prompter" if model.has_prompter else "region_head")
@@ -159,7 +151,7 @@ def _load(name: str, folder: str, device: torch.device) -> EvaluatedModel:
         training=training,
         digest=digest,
         readers=tuple(readers),
-        model=model.to(device).eval(),
+        model=model,
         processor=processor,
         device=device,
     )

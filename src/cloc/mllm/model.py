@@ -27,15 +27,16 @@ from transformers import (
     LlamaForCausalLM,
     LlavaConfig,
     LlavaForConditionalGeneration,
+    PreTrainedConfig,
 )
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
-from transformers.utils import logging
 
 from cloc.config.schema import AdapterConfig, DecoderConfig
 from cloc.data.transforms import PIXEL_MEAN, PIXEL_STD
 from cloc.errors import ConfigError
 from cloc.mllm.chat import IMAGE_TOKEN
 from cloc.mllm.tokenizer import number_ids
+from cloc.model.factory import quiet
 
 ADAPTER_FILE = "adapter.json"
 _TOWER, _PROJECTOR, _LORA = "vision_tower", "projector.safetensors", "lora"
@@ -85,15 +86,18 @@ class Adapter:
 
 
 def load_tower(encoder: str | Path) -> CLIPVisionModel:
-    """The vision tower of a CLIP or CLOC model folder, frozen. Raises ConfigError when there is none."""
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # the folder holds text encoder and Prompter too, which would be listed as unexpected
+    """The vision tower of a CLIP or CLOC model folder, frozen. Raises ConfigError when there is none.
+
+    SigLIP's towers are refused: their pixels, tokens and layers differ, and nothing here has been measured with them.
+    """
     try:
-        tower = CLIPVisionModel.from_pretrained(str(encoder), attn_implementation="eager", dtype=torch.float32)
+        family = PreTrainedConfig.get_config_dict(str(encoder))[0].get("model_type")
+        if family not in ("clip", "clip_vision_model"):
+            raise ConfigError(f"{encoder}: the adapter takes a CLIP vision tower, this is of the type {family!r}")
+        with quiet():  # the folder holds text encoder and Prompter too
+            tower = CLIPVisionModel.from_pretrained(str(encoder), attn_implementation="eager", dtype=torch.float32)
     except (OSError, ValueError) as error:
         raise ConfigError(f"no CLIP or CLOC model in {encoder}: {str(error).splitlines()[0]}") from None
-    finally:
-        logging.set_verbosity(verbosity)
     return tower.requires_grad_(False).eval()
 
 

@@ -1,16 +1,24 @@
-"""Making models: from scratch by the settings, from a public CLIP checkpoint, or from a saved folder."""
+"""Making models: from scratch by the settings, from a public CLIP or SigLIP checkpoint, or from a saved folder."""
 
+import copy
+import math
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer
+from torch.nn import functional as F
+from transformers import AutoTokenizer, PreTrainedConfig
+from transformers.utils import logging
 
-from cloc.config.schema import ModelConfig
+from cloc.config.schema import LossConfig, ModelConfig
 from cloc.errors import ConfigError
-from cloc.model.configuration import CLOCConfig, from_settings
-from cloc.model.modeling import CLOCModel
+from cloc.model.configuration import from_settings
+from cloc.model.modeling import CLOCModel, CLOCSiglipModel
 from cloc.model.processing import CLOCProcessor
+
+AnyCLOCModel = CLOCModel | CLOCSiglipModel
 
 
 def uses_bfloat16(precision: str, device: torch.device) -> bool:
@@ -33,55 +41,142 @@ def attention(precision: str, device: torch.device) -> str:
     return "eager" if device.type == "cpu" and uses_bfloat16(precision, device) else "sdpa"
 
 
-def create(config: ModelConfig, *, tokenizer: str, attention: str = "sdpa") -> tuple[CLOCModel, CLOCProcessor]:
+_CLASSES: Mapping[str, type[CLOCModel] | type[CLOCSiglipModel]] = {"clip": CLOCModel, "siglip": CLOCSiglipModel}
+# What the region parts add to a family's checkpoint; anything else that is missing makes it unusable.
+_REGION_PARTS = ("prompter.", "region_", "box_head.", "logit_bias")
+
+
+def create(
+    config: ModelConfig, loss: LossConfig, *, tokenizer: str, attention: str = "sdpa"
+) -> tuple[AnyCLOCModel, CLOCProcessor]:
     """A model to train, and its processor.
 
     Args:
-        config: section `model`; `init_from` names a CLIP checkpoint to start from.
+        config: section `model`; `init_from` names a checkpoint to start from.
+        loss: section `loss`: scales and biases at the start, and whether points are trained.
         tokenizer: folder or hub id of the tokenizer.
         attention: kernel, as `transformers` names it; see `attention`.
 
     Raises:
-        ConfigError: checkpoint or tokenizer cannot be loaded.
+        ConfigError: checkpoint or tokenizer cannot be loaded, or has other shapes than the settings say.
     """
     if config.init_from:
-        model = _from_checkpoint(config, attention=attention)
+        model, learned = _from_checkpoint(config, attention=attention)
+        processor = CLOCProcessor.for_model(model.config, tokenizer=tokenizer, images=config.init_from)
     else:
         tok = _load(AutoTokenizer, tokenizer, what="tokenizer")
         settings = from_settings(
             config, vocab_size=len(tok), bos=tok.bos_token_id, eos=tok.eos_token_id, pad=tok.pad_token_id
         )
         settings._attn_implementation = attention
-        model = CLOCModel(settings)
-    return model, _processor(model, tokenizer)
+        model, learned = _CLASSES[config.family](settings), frozenset[str]()
+        processor = CLOCProcessor.for_model(settings, tokenizer=tokenizer, images=None)
+    _start(model, loss, learned=learned)
+    if loss.point_share and not model.has_prompter:
+        raise ConfigError(
+            "loss.point_share: RoIAlign takes no points; set it to 0, or model.prompter.kind: transformer"
+        )
+    model.config.cloc["points"] = bool(loss.point_share) or bool(model.config.cloc["points"])
+    return model, processor
 
 
-def load(folder: str | Path, *, device: str = "cpu") -> tuple[CLOCModel, CLOCProcessor]:
+def load(
+    folder: str | Path, *, device: str | torch.device = "cpu", attention: str = "sdpa"
+) -> tuple[AnyCLOCModel, CLOCProcessor]:
     """A trained model in evaluation mode and its processor, from the folder that training wrote (or a hub id).
 
     Raises:
         ConfigError: it cannot be loaded.
     """
-    model = _load(CLOCModel, str(folder), what="model")
-    return model.eval().to(device), _processor(model, str(folder))
+    source = str(folder)
+    model = _load(
+        _class(source, what="model"), source, what="model", attn_implementation=attention, use_safetensors=True
+    )
+    return model.eval().to(device), CLOCProcessor.for_model(model.config, tokenizer=source, images=source)
 
 
-def _from_checkpoint(config: ModelConfig, *, attention: str) -> CLOCModel:
-    settings = _load(CLOCConfig, config.init_from, what="CLIP checkpoint")
-    settings.cloc = config.prompter.model_dump()
-    return _load(CLOCModel, config.init_from, what="CLIP checkpoint", config=settings, attn_implementation=attention)
+def _class(source: str, *, what: str) -> type[CLOCModel] | type[CLOCSiglipModel]:
+    """The class of a checkpoint, by its model_type."""
+    try:
+        family = PreTrainedConfig.get_config_dict(source)[0].get("model_type")
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"cannot load the {what} {source!r}: {str(error).splitlines()[0]}") from None
+    if family not in _CLASSES:
+        raise ConfigError(
+            f"cannot load the {what} {source!r}: its model_type is {family!r}; there are {', '.join(_CLASSES)} "
+            "(SigLIP 2 in its fixed-resolution checkpoints, which are of the type siglip)"
+        )
+    return _CLASSES[family]
+
+
+def _from_checkpoint(config: ModelConfig, *, attention: str) -> tuple[AnyCLOCModel, frozenset[str]]:
+    """A model with a checkpoint's weights, and the names of its parameters that the checkpoint held."""
+    source, what = config.init_from, "checkpoint"
+    cls = _class(source, what=what)
+    settings = _load(cls.config_class, source, what=what)
+    settings.cloc = settings.cloc | config.prompter.model_dump()
+    model, loading = _load(
+        cls, source, what=what, config=settings, attn_implementation=attention, output_loading_info=True
+    )
+    lacking = sorted(name for name in loading["missing_keys"] if not name.startswith(_REGION_PARTS))
+    if lacking:
+        raise ConfigError(f"{source}: the checkpoint lacks {len(lacking)} weights of a {cls.__name__}, as {lacking[0]}")
+    learned = frozenset(dict(model.named_parameters())) - frozenset(loading["missing_keys"])
+    if config.init_image_size:
+        model = resized(model, image_size=config.init_image_size)
+    return model, learned
+
+
+def _start(model: AnyCLOCModel, loss: LossConfig, *, learned: Collection[str]) -> None:
+    """Scales and biases before training; what a checkpoint brought is kept."""
+    scale = math.log(loss.init_scale)
+    values = {"logit_scale": scale, "region_logit_scale": scale}
+    values |= {"logit_bias": loss.init_bias, "region_logit_bias": loss.init_bias}
+    with torch.no_grad():
+        for name, value in values.items():
+            if name not in learned:
+                getattr(model, name).fill_(value)
+
+
+def resized(model: AnyCLOCModel, *, image_size: int) -> AnyCLOCModel:
+    """The model for another network input, its position embeddings interpolated (bicubic); returned as a new model.
+
+    Raises:
+        ConfigError: the size is not a multiple of the patch size.
+    """
+    vision = model.config.vision_config
+    if image_size % vision.patch_size:
+        raise ConfigError(f"model.init_image_size {image_size} must be divisible by the patch size {vision.patch_size}")
+    config = copy.deepcopy(model.config)
+    config.vision_config.image_size = image_size
+    config._attn_implementation = model.config._attn_implementation
+    bigger, state, name = type(model)(config), model.state_dict(), _POSITIONS
+    prefix, grid = model.prefix_tokens, image_size // vision.patch_size
+    square_1DGG = state[name][prefix:].T.unflatten(1, (model.grid, model.grid))[None]
+    patches_1DGG = F.interpolate(square_1DGG.float(), (grid, grid), mode="bicubic", antialias=True)
+    state[name] = torch.cat([state[name][:prefix], patches_1DGG[0].flatten(1).T.to(state[name].dtype)])
+    bigger.load_state_dict(state)
+    return bigger
+
+
+_POSITIONS = "vision_model.embeddings.position_embedding.weight"
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keeps `transformers` from listing what a checkpoint holds beside or lacks of the class that reads it: what
+    matters of that is checked here."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
 
 
 def _load(cls: Any, source: str, *, what: str, **options: Any) -> Any:
     try:
-        return cls.from_pretrained(source, **options)
+        with quiet():
+            return cls.from_pretrained(source, **options)
     except (OSError, ValueError) as error:
         raise ConfigError(f"cannot load the {what} {source!r}: {str(error).splitlines()[0]}") from None
-
-
-def _processor(model: CLOCModel, tokenizer: str) -> CLOCProcessor:
-    return CLOCProcessor.from_pretrained(
-        tokenizer,
-        image_size=model.config.vision_config.image_size,
-        context_length=model.config.text_config.max_position_embeddings,
-    )

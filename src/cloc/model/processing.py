@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor
-from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPTokenizer
+from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPTokenizer, SiglipImageProcessorPil
 
 from cloc.boxes import Letterbox
 from cloc.data.transforms import PIXEL_MEAN, PIXEL_STD, letterbox
@@ -76,37 +76,66 @@ class CLOCProcessor:
         tokenizer: a `transformers` tokenizer.
         image_size: side of the network input, pixels.
         context_length: longest text, tokens.
+        pad_to_full_length: whether texts are padded to `context_length` (SigLIP) or to the longest of a batch.
+        pixel_mean, pixel_std: normalisation of RGB in [0, 1].
     """
 
-    def __init__(self, tokenizer: Any, *, image_size: int, context_length: int) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        *,
+        image_size: int,
+        context_length: int,
+        pad_to_full_length: bool = False,
+        pixel_mean: Sequence[float] = PIXEL_MEAN,
+        pixel_std: Sequence[float] = PIXEL_STD,
+    ) -> None:
         self.tokenizer, self.image_size, self.context_length = tokenizer, image_size, context_length
+        self.pad_to_full_length = pad_to_full_length
+        self.pixel_mean, self.pixel_std = tuple(pixel_mean), tuple(pixel_std)
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, *, image_size: int, context_length: int) -> "CLOCProcessor":
-        """Loads the tokenizer of a checkpoint (folder or hub id). Raises ConfigError when there is none."""
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(str(folder))
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"no tokenizer in {folder}: {str(error).splitlines()[0]}") from None
-        return cls(tokenizer, image_size=image_size, context_length=context_length)
+    def for_model(cls, config: Any, *, tokenizer: str | Path, images: str | Path | None) -> "CLOCProcessor":
+        """The processor of a model.
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Writes the tokenizer and a CLIP image processor that describes the normalisation."""
-        self.tokenizer.save_pretrained(str(folder))
-        size = {"shortest_edge": self.image_size}
-        crop = {"height": self.image_size, "width": self.image_size}
-        CLIPImageProcessorPil(size=size, crop_size=crop, image_mean=PIXEL_MEAN, image_std=PIXEL_STD).save_pretrained(
-            str(folder)
+        Args:
+            config: the model's configuration.
+            tokenizer: folder or hub id that holds the tokenizer.
+            images: folder or hub id whose image processor says how pixels are normalised; None: as CLIP.
+
+        Raises:
+            ConfigError: there is no tokenizer, or no image processor.
+        """
+        mean, std = (PIXEL_MEAN, PIXEL_STD) if images is None else _pixel_statistics(str(images))
+        return cls(
+            _tokenizer(str(tokenizer)),
+            image_size=config.vision_config.image_size,
+            context_length=config.text_config.max_position_embeddings,
+            pad_to_full_length=config.model_type == "siglip",
+            pixel_mean=mean,
+            pixel_std=std,
         )
 
-    def tokenize(self, texts: Sequence[str]) -> Tensor:
-        """Lower-cased, truncated, padded to the longest: T texts -> token ids (T, L).
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Writes the tokenizer and an image processor that describes the normalisation."""
+        self.tokenizer.save_pretrained(str(folder))
+        described: dict[str, Any] = {"image_mean": list(self.pixel_mean), "image_std": list(self.pixel_std)}
+        square = {"height": self.image_size, "width": self.image_size}
+        if self.pad_to_full_length:
+            SiglipImageProcessorPil(size=square, **described).save_pretrained(str(folder))
+        else:
+            size = {"shortest_edge": self.image_size}
+            CLIPImageProcessorPil(size=size, crop_size=square, **described).save_pretrained(str(folder))
 
-        No mask is needed: the text encoder is causal and pools at the first end-of-text token.
+    def tokenize(self, texts: Sequence[str]) -> Tensor:
+        """Lower-cased, truncated, padded: T texts -> token ids (T, L).
+
+        No mask is needed: CLIP's text encoder is causal and pools at the first end-of-text token; SigLIP's was trained
+        with its padding in sight.
         """
         coded = self.tokenizer(
             [text.lower() for text in texts],
-            padding=True,
+            padding="max_length" if self.pad_to_full_length else "longest",
             truncation=True,
             max_length=self.context_length,
             return_tensors="pt",
@@ -120,12 +149,35 @@ class CLOCProcessor:
 
     def pixels(self, images: Sequence[Image.Image]) -> Tensor:
         """Images -> normalised network input (B, 3, S, S) float32."""
-        stacked = np.stack([self.letterbox(image)[0] for image in images])
-        return normalize(torch.from_numpy(stacked))
+        return self.normalize(torch.from_numpy(np.stack([self.letterbox(image)[0] for image in images])))
+
+    def normalize(self, pixels_BSS3: Tensor) -> Tensor:
+        """uint8 pixels (B, S, S, 3) -> network input (B, 3, S, S) float32."""
+        return normalize(pixels_BSS3, mean=self.pixel_mean, std=self.pixel_std)
 
 
-def normalize(pixels_BSS3: Tensor) -> Tensor:
-    """uint8 pixels (B, S, S, 3) -> network input (B, 3, S, S) float32, CLIP's mean and deviation."""
-    mean = torch.tensor(PIXEL_MEAN, device=pixels_BSS3.device).view(3, 1, 1)
-    std = torch.tensor(PIXEL_STD, device=pixels_BSS3.device).view(3, 1, 1)
-    return (pixels_BSS3.permute(0, 3, 1, 2).float() / 255 - mean) / std
+def normalize(pixels_BSS3: Tensor, *, mean: Sequence[float] = PIXEL_MEAN, std: Sequence[float] = PIXEL_STD) -> Tensor:
+    """uint8 pixels (B, S, S, 3) -> network input (B, 3, S, S) float32, by CLIP's mean and deviation unless told."""
+    mean_C11 = torch.tensor(mean, device=pixels_BSS3.device).view(3, 1, 1)
+    std_C11 = torch.tensor(std, device=pixels_BSS3.device).view(3, 1, 1)
+    return (pixels_BSS3.permute(0, 3, 1, 2).float() / 255 - mean_C11) / std_C11
+
+
+def _tokenizer(source: str) -> Any:
+    try:
+        return AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"no tokenizer in {source}: {str(error).splitlines()[0]}") from None
+
+
+def _pixel_statistics(source: str) -> tuple[Sequence[float], Sequence[float]]:
+    """Mean and deviation of a checkpoint's image processor. Raises ConfigError when it names none."""
+    try:
+        described, _ = CLIPImageProcessorPil.get_image_processor_dict(source)
+        return described["image_mean"], described["image_std"]
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ConfigError(
+            f"{source}: no image_mean and image_std in its preprocessor_config.json ({reason}); how its pixels are "
+            "normalised must be known"
+        ) from None

@@ -1,14 +1,16 @@
-"""The Prompter: spatial tokens and a prompt -> a region's features (METHOD, Model).
+"""The Prompter: spatial tokens and prompts -> features of regions (METHOD, Model).
 
 One transformer layer over [prompt tokens, image tokens], a global average pool. The image is encoded once and prompted
-many times; where the pool reads prompt tokens alone, the image tokens' keys and values are shared by all prompts of an
-image, so that a prompt costs next to nothing.
+many times, by boxes, points and texts: `prepare` computes what all prompts of an image share, the first layer's keys
+and values of the image tokens. Where the pool reads prompt tokens alone, a prompt then costs next to nothing.
 
-Shapes: B images, M prompts an image, P tokens a prompt, N = 1 + G * G spatial tokens ([CLS] first), D ViT width,
-E embedding width, H heads. Boxes are xyxy in [0, 1] of the padded network input.
+Shapes: B images, M prompts an image, P tokens a prompt, N = C + G * G spatial tokens (C = 1 with [CLS], which is first,
+else 0), D ViT width, E embedding width, H heads, d = D / H. Boxes are xyxy and points (x, y), both in [0, 1] of the
+padded network input.
 """
 
 import math
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -63,6 +65,23 @@ def init_linear(layer: nn.Linear) -> None:
         initialization.zeros_(layer.bias)
 
 
+@dataclass(frozen=True)
+class ImageMemory:
+    """What the prompts of a batch of images share.
+
+    Attributes:
+        tokens_BND: the image tokens (with positions where there is a spatial bias).
+        normed_B1ND, keys_B1HNd, values_B1HNd: of the first layer.
+        patches_BGD: the patch tokens as the encoder gave them.
+    """
+
+    tokens_BND: Tensor
+    normed_B1ND: Tensor
+    keys_B1HNd: Tensor
+    values_B1HNd: Tensor
+    patches_BGD: Tensor
+
+
 class PrompterLayer(nn.Module):
     """A pre-norm transformer layer over prompt tokens and image tokens, kept apart so that image keys are shared."""
 
@@ -78,8 +97,20 @@ class PrompterLayer(nn.Module):
         self.mlp_norm = nn.LayerNorm(width)
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
 
+    def attend_to(self, tokens_BKND: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Normed tokens (B, K, N, D), their keys and their values (B, K, H, N, d)."""
+        normed = self.attention_norm(tokens_BKND)
+        keys, values = self._split(self.key_value(normed)).chunk(2, dim=-1)
+        return normed, keys, values
+
     def forward(
-        self, prompt_BMPD: Tensor, image_BKND: Tensor, bias_BMN: Tensor | None, *, image_output: bool
+        self,
+        prompt_BMPD: Tensor,
+        image_BKND: Tensor,
+        bias_BMN: Tensor | None,
+        *,
+        image_output: bool,
+        attended: tuple[Tensor, Tensor, Tensor] | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """New prompt tokens (B, M, P, D) and, when asked for, new image tokens (B, M, N, D).
 
@@ -88,17 +119,15 @@ class PrompterLayer(nn.Module):
             image_BKND: image tokens; K = 1 where all prompts of the image share them, else K = M.
             bias_BMN: added to the attention logits of prompt tokens on image tokens.
             image_output: whether image tokens are updated as well.
+            attended: `attend_to(image_BKND)` where it is known already.
         """
-        prompt_norm, image_norm = self.attention_norm(prompt_BMPD), self.attention_norm(image_BKND)
-        k_p, v_p = self._split(self.key_value(prompt_norm)).chunk(2, dim=-1)  # (B, M, H, P, d)
-        k_i, v_i = self._split(self.key_value(image_norm)).chunk(2, dim=-1)  # (B, K, H, N, d)
-        attended = self._attend(self._split(self.query(prompt_norm)), k_p, v_p, k_i, v_i, bias_BMN)
-        prompt = self._finish(prompt_BMPD, attended)
+        normed, k_p, v_p = self.attend_to(prompt_BMPD)
+        image_normed, k_i, v_i = self.attend_to(image_BKND) if attended is None else attended
+        prompt = self._finish(prompt_BMPD, self._attend(self._split(self.query(normed)), k_p, v_p, k_i, v_i, bias_BMN))
         if not image_output:
             return prompt, None
-        queries = self._split(self.query(image_norm)).expand(-1, prompt.shape[1], -1, -1, -1)
-        attended = self._attend(queries, k_p, v_p, k_i, v_i, None)
-        return prompt, self._finish(image_BKND, attended)
+        queries = self._split(self.query(image_normed)).expand(-1, prompt.shape[1], -1, -1, -1)
+        return prompt, self._finish(image_BKND, self._attend(queries, k_p, v_p, k_i, v_i, None))
 
     def _split(self, x_BMPD: Tensor) -> Tensor:
         """(B, M, P, D) -> (B, M, H, P, d); for keys and values together d counts both."""
@@ -135,12 +164,13 @@ class Prompter(nn.Module):
         width: D, width of the ViT.
         embed_dim: E, width of the CLIP embedding (text prompts).
         grid: G, patches a side.
+        prefix: tokens before the patches: 1 with [CLS], else 0.
         layers, heads: of the transformer (paper: 1 and 1).
         pool: which outputs the average pool takes.
         spatial_bias: "none" (paper) or "box" (extension): attention logits raised on the tokens inside the box, the
             box's tokens added to its prompt as a 3 x 3 grid (what lies where in the box: a mean alone learns shapes
             many times slower), positions added to the image tokens, and text prompts biased by the similarity of
-            token and text.
+            token and text. A point counts as a box of 3 x 3 patches around it.
     """
 
     def __init__(
@@ -149,14 +179,16 @@ class Prompter(nn.Module):
         width: int,
         embed_dim: int,
         grid: int,
+        prefix: int = 1,
         layers: int = 1,
         heads: int = 1,
         pool: Pool = "all",
         spatial_bias: SpatialBias = "none",
     ) -> None:
         super().__init__()
-        self.width, self.grid, self.pool, self.spatial_bias = width, grid, pool, spatial_bias
+        self.width, self.grid, self.prefix, self.pool, self.spatial_bias = width, grid, prefix, pool, spatial_bias
         self.corner_type = nn.Parameter(torch.zeros(2, width))
+        self.point_type = nn.Parameter(torch.zeros(1, width))
         self.text_prompt = nn.Linear(embed_dim, width)
         self.layers = nn.ModuleList(PrompterLayer(width, heads=heads) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
@@ -169,6 +201,7 @@ class Prompter(nn.Module):
     def reset_parameters(self) -> None:
         """Weights before training."""
         initialization.normal_(self.corner_type, std=0.02)
+        initialization.normal_(self.point_type, std=0.02)
         for part in self.modules():
             if isinstance(part, nn.Linear):
                 init_linear(part)
@@ -176,23 +209,36 @@ class Prompter(nn.Module):
             initialization.constant_(self.box_bias, 4.0)
             initialization.constant_(self.text_bias, 10.0)
 
-    def forward_boxes(self, tokens_BND: Tensor, boxes_BM4: Tensor) -> Tensor:
-        """Features of boxes: (B, N, D), (B, M, 4) -> (B, M, D)."""
-        corners_BM2 = boxes_BM4.unflatten(-1, (2, 2))
-        prompt = sinusoidal(corners_BM2, width=self.width).to(tokens_BND.dtype) + self.corner_type
-        if self.spatial_bias == "none":
-            return self._run(tokens_BND, prompt, None)
-        covered = coverage(boxes_BM4, grid=self.grid).to(tokens_BND.dtype)
-        cells = roi_grid(tokens_BND, boxes_BM4, grid=self.grid, bins=BINS, samples=2)
-        prompt = prompt + self.inside(cells.flatten(2))[:, :, None]
-        return self._run(tokens_BND, prompt, F.pad(self.box_bias * covered, (1, 0)))
+    def prepare(self, tokens_BND: Tensor) -> ImageMemory:
+        """What all prompts of the images share; every other call takes it."""
+        patches = tokens_BND[:, self.prefix :]
+        if self.spatial_bias == "box":
+            where = sinusoidal(grid_centres(self.grid, device=tokens_BND.device), width=self.width)
+            tokens_BND = tokens_BND + F.pad(where, (0, 0, self.prefix, 0)).to(tokens_BND.dtype)
+        first = self.layers[0]
+        assert isinstance(first, PrompterLayer)
+        return ImageMemory(tokens_BND, *first.attend_to(tokens_BND[:, None]), patches)
 
-    def forward_texts(self, tokens_BND: Tensor, texts_BME: Tensor) -> Tensor:
-        """Features of text prompts (normalised text embeddings): (B, N, D), (B, M, E) -> (B, M, D)."""
+    def boxes(self, memory: ImageMemory, boxes_BM4: Tensor) -> Tensor:
+        """Features of boxes: (B, M, 4) -> (B, M, D)."""
+        return self._places(memory, boxes_BM4.unflatten(-1, (2, 2)), self.corner_type, boxes_BM4)
+
+    def points(self, memory: ImageMemory, points_BM2: Tensor) -> Tensor:
+        """Features of points: (B, M, 2) -> (B, M, D)."""
+        half = BINS / 2 / self.grid
+        around_BM4 = torch.cat([points_BM2 - half, points_BM2 + half], dim=-1).clamp(0, 1)
+        return self._places(memory, points_BM2[:, :, None], self.point_type, around_BM4)
+
+    def texts(self, memory: ImageMemory, texts_BME: Tensor) -> Tensor:
+        """Features of text prompts (normalised text embeddings): (B, M, E) -> (B, M, D)."""
         prompt = self.text_prompt(texts_BME)[:, :, None]
         if self.spatial_bias == "none":
-            return self._run(tokens_BND, prompt, None)
-        return self._run(tokens_BND, prompt, F.pad(self.text_bias * self.similarity(tokens_BND, texts_BME), (1, 0)))
+            return self._run(memory, prompt, None)
+        return self._run(memory, prompt, self._bias(self.text_bias * self.similarity(memory, texts_BME)))
+
+    def point_parameters(self) -> list[nn.Parameter]:
+        """Parameters that only point prompts use."""
+        return [self.point_type]
 
     def text_parameters(self) -> list[nn.Parameter]:
         """Parameters that only text prompts use."""
@@ -201,19 +247,34 @@ class Prompter(nn.Module):
             only += [*self.token_projection.parameters(), self.text_bias]
         return only
 
-    def similarity(self, tokens_BND: Tensor, texts_BME: Tensor) -> Tensor:
-        """Cosine of every spatial token and every text, in [-1, 1]: (B, M, G * G). Only with the spatial bias."""
-        seen = F.normalize(self.token_projection(tokens_BND[:, 1:]).float(), dim=-1)
+    def similarity(self, memory: ImageMemory, texts_BME: Tensor) -> Tensor:
+        """Cosine of every patch token and every text, in [-1, 1]: (B, M, G * G). Only with the spatial bias."""
+        seen = F.normalize(self.token_projection(memory.patches_BGD).float(), dim=-1)
         return F.normalize(texts_BME.float(), dim=-1) @ seen.transpose(-1, -2)
 
-    def _run(self, tokens_BND: Tensor, prompt_BMPD: Tensor, bias_BMN: Tensor | None) -> Tensor:
-        if self.spatial_bias == "box":
-            where = sinusoidal(grid_centres(self.grid, device=tokens_BND.device), width=self.width)
-            tokens_BND = tokens_BND + F.pad(where, (0, 0, 1, 0)).to(tokens_BND.dtype)
-        prompt, image = prompt_BMPD.to(tokens_BND.dtype), tokens_BND[:, None]
+    def _places(self, memory: ImageMemory, points_BMP2: Tensor, kind_PD: Tensor, boxes_BM4: Tensor) -> Tensor:
+        """Features of prompts that are places: a token a point, and the boxes that a spatial bias attends to."""
+        patches = memory.patches_BGD
+        prompt = sinusoidal(points_BMP2, width=self.width).to(patches.dtype) + kind_PD
+        if self.spatial_bias == "none":
+            return self._run(memory, prompt, None)
+        covered = coverage(boxes_BM4, grid=self.grid).to(patches.dtype)
+        cells = roi_grid(patches, boxes_BM4, bins=BINS, samples=2)
+        return self._run(
+            memory, prompt + self.inside(cells.flatten(2))[:, :, None], self._bias(self.box_bias * covered)
+        )
+
+    def _bias(self, patches_BMG: Tensor) -> Tensor:
+        return F.pad(patches_BMG, (self.prefix, 0))
+
+    def _run(self, memory: ImageMemory, prompt_BMPD: Tensor, bias_BMN: Tensor | None) -> Tensor:
+        prompt, image = prompt_BMPD.to(memory.tokens_BND.dtype), memory.tokens_BND[:, None]
+        attended: tuple[Tensor, Tensor, Tensor] | None = (memory.normed_B1ND, memory.keys_B1HNd, memory.values_B1HNd)
         for index, layer in enumerate(self.layers):
             last = index == len(self.layers) - 1
-            prompt, updated = layer(prompt, image, bias_BMN, image_output=not last or self.pool != "prompt")
-            image = image if updated is None else updated
+            prompt, updated = layer(
+                prompt, image, bias_BMN, image_output=not last or self.pool != "prompt", attended=attended
+            )
+            image, attended = image if updated is None else updated, None
         parts = {"all": [prompt, image], "image": [image], "prompt": [prompt]}[self.pool]
         return self.norm(torch.cat(parts, dim=2).mean(dim=2)) if len(parts) > 1 else self.norm(parts[0].mean(dim=2))

@@ -1,5 +1,6 @@
 """Model and losses as one module: a batch in, named losses out. CLIP is the same task with the region losses off."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,8 +11,9 @@ from torch.nn import functional as F
 from cloc.config.schema import LossConfig
 from cloc.data.loader import Batch
 from cloc.model import losses
-from cloc.model.modeling import CLOCModel
-from cloc.model.processing import normalize
+from cloc.model.factory import AnyCLOCModel
+from cloc.model.modeling import Prompted
+from cloc.model.processing import normalize as clip_normalize
 from cloc.training import distributed
 
 Objective = Literal["cloc", "clip"]
@@ -43,15 +45,19 @@ class CLOCTask(nn.Module):
         model: the model; parts that the objective does not use are frozen.
         config: section `loss`.
         objective: "cloc", or "clip" for the image loss alone.
+        normalize: uint8 pixels -> network input; the processor's.
     """
 
-    def __init__(self, model: CLOCModel, config: LossConfig, *, objective: Objective) -> None:
+    def __init__(
+        self,
+        model: AnyCLOCModel,
+        config: LossConfig,
+        *,
+        objective: Objective,
+        normalize: Callable[[Tensor], Tensor] = clip_normalize,
+    ) -> None:
         super().__init__()
-        self.model, self.config, self.objective = model, config, objective
-        with torch.no_grad():
-            scale = torch.tensor(config.init_scale).log()
-            model.logit_scale.copy_(scale)
-            model.region_logit_scale.copy_(scale)
+        self.model, self.config, self.objective, self.normalize = model, config, objective, normalize
         for parameter in self._unused():
             parameter.requires_grad_(False)
 
@@ -64,6 +70,10 @@ class CLOCTask(nn.Module):
         model, unused = self.model, list[nn.Parameter]()
         if self.objective == "clip" or self.config.temperature == "shared":
             unused.append(model.region_logit_scale)
+        if self.config.image == "infonce":  # a bias cancels in a softmax
+            unused.append(model.logit_bias)
+        if self.objective == "clip" or self.config.region == "infonce":
+            unused.append(model.region_logit_bias)
         if self.objective == "clip":
             unused += model.region_projection.parameters()
             unused += (model.prompter if model.has_prompter else model.region_norm).parameters()
@@ -71,6 +81,8 @@ class CLOCTask(nn.Module):
             unused += model.prompter.text_parameters()
         if model.has_prompter and not self._grounds:
             unused += model.box_head.parameters()
+        if model.has_prompter and not self.config.point_share:
+            unused += model.prompter.point_parameters()
         return unused
 
     def clamp_scales(self) -> None:
@@ -83,7 +95,7 @@ class CLOCTask(nn.Module):
     def forward(self, batch: Batch) -> Losses:
         """The losses of a step; every rank returns those of the global batch."""
         model = self.model
-        image = model.encode_image(normalize(batch.pixels_BSS3))
+        image = model.encode_image(self.normalize(batch.pixels_BSS3))
         captions_BE = _unit(model.encode_text(batch.caption_ids_BL))
         image_loss = losses.contrastive(
             distributed.gather(_unit(image.embeds_BE)), distributed.gather(captions_BE), scale=model.logit_scale.exp()
@@ -97,7 +109,13 @@ class CLOCTask(nn.Module):
         model, config = self.model, self.config
         # Each distinct text is encoded once and handed to all the regions that it describes.
         texts_BME = _unit(model.encode_text(batch.text_ids_UL))[batch.text_index_BM]
-        regions_BME = _unit(model.embed_boxes(tokens_BND, batch.boxes_BM4))
+        prompted = model.prompt(
+            tokens_BND,
+            boxes=batch.boxes_BM4,
+            points=batch.points_BM2 if config.point_share else None,
+            texts=texts_BME if self._grounds else None,
+        )
+        regions_BME = _chosen(prompted, batch)
         present_K = distributed.gather(batch.present_BM.flatten())
         all_texts_KE = distributed.gather(texts_BME.flatten(0, 1))
         scale = model.logit_scale if config.temperature == "shared" else model.region_logit_scale
@@ -108,7 +126,7 @@ class CLOCTask(nn.Module):
             valid_K=present_K,
             similar_text_threshold=config.similar_text_threshold,
         )
-        grounding_loss = self._grounding(batch, tokens_BND, texts_BME) if self._grounds else region_loss.detach() * 0
+        grounding_loss = self._grounding(batch, prompted.found_BM4)
         # lambda: the share of images in the global batch that carry region text (METHOD, Losses).
         with_regions = distributed.total(batch.present_BM.any(dim=1).float().sum())
         weight = config.region_weight * with_regions / (len(batch.present_BM) * distributed.world_size())
@@ -121,13 +139,23 @@ class CLOCTask(nn.Module):
             filtered=losses.duplicate_share(all_texts_KE, valid_K=present_K, threshold=config.similar_text_threshold),
         )
 
-    def _grounding(self, batch: Batch, tokens_BND: Tensor, texts_BME: Tensor) -> Tensor:
+    def _grounding(self, batch: Batch, predicted_BM4: Tensor | None) -> Tensor:
         """This rank's share of the mean over all regions, times the ranks, so that DDP's mean is the global mean."""
-        predicted_BM4 = self.model.ground_texts(tokens_BND, texts_BME)
+        if predicted_BM4 is None:
+            return torch.zeros((), device=batch.boxes_BM4.device)
         each = losses.box_loss(predicted_BM4.flatten(0, 1), batch.boxes_BM4.flatten(0, 1), kind=self.config.grounding)
         present = batch.present_BM.flatten()
         count = distributed.total(present.sum()).clamp_min(1)
         return torch.where(present, each, 0.0).sum() * distributed.world_size() / count
+
+
+def _chosen(prompted: Prompted, batch: Batch) -> Tensor:
+    """Unit embeddings (B, M, E) of the regions, each by the prompt that it was given."""
+    boxes_BME, points_BME = prompted.boxes_BME, prompted.points_BME
+    assert boxes_BME is not None
+    if points_BME is None:
+        return _unit(boxes_BME)
+    return _unit(torch.where(batch.pointed_BM[..., None], points_BME, boxes_BME))
 
 
 def _unit(x: Tensor) -> Tensor:

@@ -98,10 +98,13 @@ class Trainer:
         torch.manual_seed(self.config.train.seed)
         self.model, self.processor = factory.create(
             self.config.model,
+            self.config.loss,
             tokenizer=job.tokenizer,
             attention=factory.attention(self.config.train.precision, rank.device),
         )
-        self.task = CLOCTask(self.model, self.config.loss, objective=job.objective).to(rank.device)
+        self.task = CLOCTask(
+            self.model, self.config.loss, objective=job.objective, normalize=self.processor.normalize
+        ).to(rank.device)
         self.optimizer = make_optimizer(self.task, self.config.train)
         self.checkpoints = Checkpoints(self.output / "checkpoints", keep=self.config.train.keep_checkpoints)
         dataset = Dataset.open(job.images, captions=job.captions, regions=job.regions)
@@ -122,6 +125,7 @@ class Trainer:
             batch_size=train.batch_size // ranks,
             max_regions=self.config.loss.max_regions,
             alt_text_share=train.alt_text_share,
+            point_share=self.config.loss.point_share,
             seed=train.seed,
             rank=self.rank.rank,
             world_size=ranks,

@@ -1,4 +1,4 @@
-"""One step on the same global batch, split over the ranks; the first rank saves losses and gradients.
+"""A step on the same global batch, split over the ranks, by every variant; the first rank saves losses and gradients.
 
 torchrun --standalone --nproc-per-node=2 tests/integration/ranks.py OUT.safetensors
 """
@@ -13,7 +13,7 @@ from cloc.config.schema import LossConfig, ModelConfig, PrompterConfig, TextConf
 from cloc.data.loader import Batch
 from cloc.model.configuration import from_settings
 from cloc.model.modeling import CLOCModel
-from cloc.training.distributed import leave, process_group
+from cloc.training.distributed import Rank, leave, process_group
 from cloc.training.task import CLOCTask
 
 GLOBAL = 8
@@ -26,11 +26,11 @@ MODEL = ModelConfig(
 
 
 def global_batch() -> Batch:
-    """The last image of the first half and all but one of the second have fewer regions; one has none."""
+    """Images have one, two or three regions, or none; of four ranks one has no region at all."""
     torch.manual_seed(1)
     corners = torch.rand(GLOBAL, 3, 2) * 0.5
     present = torch.ones(GLOBAL, 3, dtype=torch.bool)
-    present[3, 1:] = present[5] = present[6, 2] = False
+    present[3, 1:] = present[4:6] = present[6, 2] = False
     return Batch(
         pixels_BSS3=torch.randint(0, 255, (GLOBAL, 16, 16, 3), dtype=torch.uint8),
         caption_ids_BL=torch.cat([torch.randint(2, 40, (GLOBAL, 5)), torch.ones(GLOBAL, 1, dtype=torch.long)], dim=1),
@@ -43,21 +43,36 @@ def global_batch() -> Batch:
     )
 
 
+VARIANTS = {
+    "paper": LossConfig(max_regions=3),
+    "sigmoid": LossConfig(max_regions=3, image="sigmoid", region="sigmoid", grounding="l1_giou", point_share=0.5),
+}
+
+
+def step(rank: Rank, loss: LossConfig) -> dict[str, torch.Tensor]:
+    """Losses and gradients of one step on this rank's part of the batch."""
+    torch.manual_seed(0)
+    settings = from_settings(MODEL, vocab_size=40, bos=0, eos=1, pad=1)
+    settings.cloc["points"] = True
+    task = CLOCTask(CLOCModel(settings), loss, objective="cloc")
+    module = DistributedDataParallel(task) if rank.world_size > 1 else task
+    whole, part = global_batch(), GLOBAL // rank.world_size
+    own = slice(rank.rank * part, (rank.rank + 1) * part)
+    fields = {name: value if name == "text_ids_UL" else value[own] for name, value in vars(whole).items()}
+    losses = module(Batch(**fields))
+    losses.total.backward()
+    found = {f"grad.{name}": p.grad for name, p in task.named_parameters() if p.grad is not None}
+    named = {name: value.detach().float().reshape(1) for name, value in vars(losses).items() if name != "total"}
+    return {**found, **named}
+
+
 def main() -> None:
     with process_group("cpu") as rank:
-        torch.manual_seed(0)
-        model = CLOCModel(from_settings(MODEL, vocab_size=40, bos=0, eos=1, pad=1))
-        task = CLOCTask(model, LossConfig(max_regions=3), objective="cloc")
-        module = DistributedDataParallel(task) if rank.world_size > 1 else task
-        whole, part = global_batch(), GLOBAL // rank.world_size
-        own = slice(rank.rank * part, (rank.rank + 1) * part)
-        fields = {name: value if name == "text_ids_UL" else value[own] for name, value in vars(whole).items()}
-        losses = module(Batch(**fields))
-        losses.total.backward()
+        every = {
+            f"{variant}.{name}": value for variant, loss in VARIANTS.items() for name, value in step(rank, loss).items()
+        }
         if rank.is_first:
-            found = {f"grad.{name}": p.grad for name, p in task.named_parameters() if p.grad is not None}
-            named = {name: value.detach().float().reshape(1) for name, value in vars(losses).items() if name != "total"}
-            save_file({**found, **named}, sys.argv[1])
+            save_file(every, sys.argv[1])
 
 
 if __name__ == "__main__":

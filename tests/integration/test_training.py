@@ -93,10 +93,10 @@ def test_a_run_that_goes_on_from_a_checkpoint_ends_bitwise_equal(data: str, trai
     assert curve(tmp_path) == curve(out)
 
 
-def test_one_rank_and_two_give_the_same_first_losses_and_gradients(tmp_path: Path) -> None:
-    """The same global batch on one rank, and split over two: value and gradient of every parameter."""
+def test_one_rank_two_and_four_give_the_same_losses_and_gradients(tmp_path: Path) -> None:
+    """The same global batch on one rank, and split: value and gradient of every parameter, by every variant."""
     script = Path(__file__).with_name("ranks.py")
-    for ranks in (1, 2):
+    for ranks in (1, 2, 4):
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
         done = subprocess.run(
             [*command, str(script), str(tmp_path / f"{ranks}.safetensors")],
@@ -106,12 +106,17 @@ def test_one_rank_and_two_give_the_same_first_losses_and_gradients(tmp_path: Pat
             check=False,
         )
         assert done.returncode == 0, done.stderr[-2000:]
-    one, two = load_file(tmp_path / "1.safetensors"), load_file(tmp_path / "2.safetensors")
-    assert one.keys() == two.keys()
-    for name, value in one.items():
-        torch.testing.assert_close(
-            two[name], value, rtol=1e-3, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}"
-        )
+    one = load_file(tmp_path / "1.safetensors")
+    assert {name.split(".")[0] for name in one} == {"paper", "sigmoid"}
+    assert one["sigmoid.grad.model.region_logit_bias"] != 0
+    assert one["sigmoid.grad.model.prompter.point_type"].abs().sum() > 0
+    for ranks in (2, 4):
+        split = load_file(tmp_path / f"{ranks}.safetensors")
+        assert one.keys() == split.keys()
+        for name, value in one.items():
+            torch.testing.assert_close(
+                split[name], value, rtol=1e-3, atol=1e-5, msg=lambda text, at=f"{ranks} ranks, {name}": f"{at}: {text}"
+            )
 
 
 def test_clip_spends_the_compute_of_cloc(data: str, trained, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What ranks say to each other: start and end of the group, gathering with gradient, sums.
+"""What ranks say to each other: start and end of the group, and sums.
 
 With one rank every function is the identity, so that the code above knows no special case.
 """
@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import torch
 import torch.distributed as dist
@@ -62,40 +62,9 @@ def leave(code: int) -> NoReturn:
     os._exit(code)
 
 
-class _AllGather(torch.autograd.Function):
-    """Concatenates a tensor over the ranks; backward sums the gradients of all ranks for the own part."""
-
-    @staticmethod
-    def forward(ctx: Any, local: Tensor) -> Tensor:
-        ctx.size = len(local)
-        parts = [torch.empty_like(local) for _ in range(dist.get_world_size())]
-        dist.all_gather(parts, local.contiguous())
-        return torch.cat(parts)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Tensor:
-        total: Tensor = grads[0].contiguous()
-        dist.all_reduce(total)
-        start = dist.get_rank() * ctx.size
-        return total[start : start + ctx.size]
-
-
-def gather(local: Tensor) -> Tensor:
-    """Rows of all ranks in rank order, with gradient: (K, ...) -> (W * K, ...). Every rank holds equally many rows.
-
-    Each rank computes the whole loss on what it gathered; the sum of gradients over the ranks times DDP's mean over
-    the ranks is the gradient of that loss once.
-    """
-    if not dist.is_initialized() or dist.get_world_size() == 1:
-        return local
-    if local.requires_grad:
-        gathered: Tensor = _AllGather.apply(local)
-        return gathered
-    return _AllGather.forward(_NoContext(), local)
-
-
-class _NoContext:
-    size: int
+def group() -> dist.ProcessGroup | None:
+    """The ranks that share a batch; None with one rank."""
+    return dist.group.WORLD if world_size() > 1 else None
 
 
 def total(value: Tensor) -> Tensor:

@@ -97,9 +97,14 @@ class CLOCTask(nn.Module):
         model = self.model
         image = model.encode_image(self.normalize(batch.pixels_BSS3))
         captions_BE = _unit(model.encode_text(batch.caption_ids_BL))
-        image_loss = losses.contrastive(
-            distributed.gather(_unit(image.embeds_BE)), distributed.gather(captions_BE), scale=model.logit_scale.exp()
-        )
+        image_loss = losses.contrastive_pairs(
+            _unit(image.embeds_BE),
+            captions_BE,
+            scale=model.logit_scale.exp().squeeze(),
+            bias=model.logit_bias.squeeze() if self.config.image == "sigmoid" else None,
+            kind=self.config.image,
+            group=distributed.group(),
+        ).loss
         zero = torch.zeros((), device=image_loss.device)
         if self.objective == "clip":
             return Losses(image_loss, image_loss.detach(), zero, zero, zero, zero)
@@ -115,28 +120,27 @@ class CLOCTask(nn.Module):
             points=batch.points_BM2 if config.point_share else None,
             texts=texts_BME if self._grounds else None,
         )
-        regions_BME = _chosen(prompted, batch)
-        present_K = distributed.gather(batch.present_BM.flatten())
-        all_texts_KE = distributed.gather(texts_BME.flatten(0, 1))
         scale = model.logit_scale if config.temperature == "shared" else model.region_logit_scale
-        region_loss = losses.region_contrastive(
-            distributed.gather(regions_BME.flatten(0, 1)),
-            all_texts_KE,
-            scale=scale.exp(),
-            valid_K=present_K,
+        region = losses.contrastive_pairs(
+            _chosen(prompted, batch).flatten(0, 1),
+            texts_BME.flatten(0, 1),
+            scale=scale.exp().squeeze(),
+            bias=model.region_logit_bias if config.region == "sigmoid" else None,
+            kind=config.region,
+            valid_K=batch.present_BM.flatten(),
             similar_text_threshold=config.similar_text_threshold,
+            group=distributed.group(),
         )
-        grounding_loss = self._grounding(batch, prompted.found_BM4)
-        # lambda: the share of images in the global batch that carry region text (METHOD, Losses).
+        grounding = self._grounding(batch, prompted.found_BM4)
         with_regions = distributed.total(batch.present_BM.any(dim=1).float().sum())
-        weight = config.region_weight * with_regions / (len(batch.present_BM) * distributed.world_size())
+        share = with_regions / (len(batch.present_BM) * distributed.world_size())
         return Losses(
-            total=image_loss + weight * (region_loss + grounding_loss),
+            total=losses.total(image_loss, region.loss, grounding, weight=config.region_weight, share=share),
             image=image_loss.detach(),
-            region=region_loss.detach(),
-            grounding=distributed.total(grounding_loss) / distributed.world_size(),
-            regions=present_K.sum(),
-            filtered=losses.duplicate_share(all_texts_KE, valid_K=present_K, threshold=config.similar_text_threshold),
+            region=region.loss.detach(),
+            grounding=distributed.total(grounding) / distributed.world_size(),
+            regions=region.valid_rows,
+            filtered=region.dropped_share,
         )
 
     def _grounding(self, batch: Batch, predicted_BM4: Tensor | None) -> Tensor:

@@ -21,6 +21,7 @@ from cloc.labeling.detector_transformers import (
     stretch,
     to_regions,
 )
+from cloc.labeling.detectors import QUERIES
 from cloc.labeling.phrases import PhraseExtractor
 from cloc.labeling.worker import Item
 from tests import tiny_models
@@ -67,7 +68,7 @@ def item(image: Image.Image, *captions: str, kind: str = "generated") -> Item:
 
 def detector(folder: str, **changes) -> TransformersDetector:
     section = settings(grounding={"model": folder, **changes}).grounding
-    return TransformersDetector(section, PhraseExtractor(tagger="lexicon", max_phrases=20))
+    return TransformersDetector(section, QUERIES[section.phrases](section))
 
 
 def run_captioning(config: Config, data: str, out):
@@ -275,6 +276,16 @@ def test_grounding_stage_writes_regions_that_can_be_used(tmp_path, make_dataset,
     (tmp_path / "out/regions/00000.parquet").unlink()
     assert run_grounding(config, data, data, tmp_path / "out").counts["skipped"] == 2
     assert {path.name: path.read_bytes() for path in (tmp_path / "out/regions").iterdir()} == first
+
+
+def test_without_vesl_the_detector_is_asked_for_the_alt_texts_ngrams(tmp_path, make_dataset, owls):
+    data = make_dataset(tmp_path / "data", 2)
+    changes = {"model": owls["owlv2"], "score_threshold": 0.0, "nms_iou": 1.0, "phrases": "alt_text_ngrams"}
+    run_grounding(settings(grounding=changes), data, data, tmp_path / "out")
+    for sample in Dataset.open(data, regions=tmp_path / "out").read_all():
+        color, thing = sample.sample.meta["alt_text"].split()[-2:]
+        assert sample.regions
+        assert {row["text"] for row in sample.regions} <= {color, thing, f"{color} {thing}"}
 
 
 def test_an_input_size_that_does_not_suit_the_patches_is_refused(owls):

@@ -248,6 +248,53 @@ def test_boxes_that_cannot_be_used_are_counted_and_the_image_stays(tmp_path):
     ]
 
 
+def regions_named_by_the_alt_text(tmp_path, alt_texts: list[str], *, in_table: bool) -> list[list[str]]:
+    """Texts of the regions that are kept, an image: each shows a large red key, a blue pizza slice and a thing."""
+    names = {"large red key": "key", "blue pizza slice": "pizza slice", "striped ball": ""}
+    keys = [str(number) for number in range(len(alt_texts))]
+    meta = [{} if in_table else {"alt_text": alt_text} for alt_text in alt_texts]
+    data = one_shard(tmp_path / "data", [(key, png(), each) for key, each in zip(keys, meta, strict=True)])
+    box = {"x1": 0.1, "y1": 0.1, "x2": 0.5, "y2": 0.5, "score": 1.0, "source": "human"}
+    rows = [{"key": key, **box, "text": text, "label": label} for key in keys for text, label in names.items()]
+    write_table(open_storage(data), "regions", "00000", rows)
+    captions = [{"key": key, "text": "a key left of a ball", "kind": "human", "model": ""} for key in keys]
+    if in_table:
+        captions += [
+            {"key": key, "text": alt_text, "kind": "alt_text", "model": ""}
+            for key, alt_text in zip(keys, alt_texts, strict=True)
+        ]
+    write_table(open_storage(data), "captions", "00000", captions)
+    result = ground(settings(grounding__phrases="alt_text_ngrams"), data, data, tmp_path / "out")
+    kept = [
+        [row["text"] for row in sample.regions] for sample in Dataset.open(data, regions=tmp_path / "out").read_all()
+    ]
+    left_out = [row[1:] for row in quarantine(tmp_path / "out")]
+    assert left_out == [("grounding/item", "not named in the alt-text")] * (len(rows) - sum(map(len, kept)))
+    assert result.counts["refused_items"] == len(left_out)
+    return kept
+
+
+@pytest.mark.parametrize("in_table", [True, False])
+def test_without_vesl_regions_are_those_that_the_alt_text_names(tmp_path, in_table):
+    alt_texts = {
+        "Free photo of a red key": ["red key"],
+        "key with red paint": ["key"],
+        "red paint": [],
+        "a slice of pizza": [],
+        "Pizza slice - striped ball": ["pizza slice", "striped ball"],
+        "keys": [],
+        "IMG_20.jpg": [],
+    }
+    kept = regions_named_by_the_alt_text(tmp_path, list(alt_texts), in_table=in_table)
+    assert kept == list(alt_texts.values())
+
+
+def test_labels_without_vesl_need_the_captions_tables(tmp_path, make_dataset):
+    data = make_dataset(tmp_path / "data", 4, captions=False)
+    with pytest.raises(DataError, match=r"shard 00000 of .* has no captions table"):
+        ground(settings(grounding__phrases="alt_text_ngrams"), data, data, tmp_path / "out")
+
+
 def test_stages_that_share_an_output_keep_each_others_quarantine(tmp_path, make_dataset):
     data, out = make_dataset(tmp_path / "data", 4, broken=[2]), tmp_path / "labels"
     caption(settings(), data, out)

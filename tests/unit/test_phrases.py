@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from cloc.labeling.phrases import PhraseExtractor, words
+from cloc.labeling.phrases import NgramExtractor, PhraseExtractor, words
 
 EXAMPLES = [
     ("A large red key left of two blue apples.", ["large red key", "blue apples"]),
@@ -83,3 +83,28 @@ def test_hostile_text_takes_no_time_and_gives_short_phrases(extract, text):
 
 def test_words_break_at_punctuation():
     assert words("Red, blue; (green)") == ["red", ",", "blue", ".", ".", "green", "."]
+
+
+NGRAM_EXAMPLES = [
+    ("Red key photo", ["red", "red key", "key"]),
+    ("a key and a dog", ["a key", "a key and", "key", "key and", "key and a", "and a dog", "a dog", "dog"]),
+    ("free stock image of keys", ["of keys", "keys"]),
+    ("key, dog | key", ["key", "dog"]),
+    ("IMG_2041.jpg", []),
+    ("of the", []),
+    ("", []),
+]
+
+
+@pytest.mark.parametrize(("alt_text", "ngrams"), NGRAM_EXAMPLES)
+def test_ngrams_of_alt_text(alt_text, ngrams):
+    assert NgramExtractor(max_words=3, max_ngrams=300)([alt_text]) == ngrams
+
+
+def test_ngrams_are_limited_in_length_and_number():
+    alt_texts = ["one red two blue", "green key"]
+    assert NgramExtractor(max_words=1, max_ngrams=300)(alt_texts) == ["red", "blue", "green", "key"]
+    assert NgramExtractor(max_words=2, max_ngrams=3)(alt_texts) == ["one red", "red", "red two"]
+    start = time.perf_counter()
+    assert len(NgramExtractor(max_words=10, max_ngrams=300)(["red " * 10_000, "a " * 10_000])) == 10
+    assert time.perf_counter() - start < 2

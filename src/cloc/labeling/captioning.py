@@ -57,19 +57,12 @@ class CaptionLabeler:
         if not distinct:
             return Labels(refused=self._captioner.nothing)
         rows = [_row(text, kind=self._captioner.kind, model=self._captioner.model) for text in distinct]
-        alt_texts = dict.fromkeys(clean(text) for text in _alt_texts(item))
+        alt_texts = dict.fromkeys(clean(text) for text in item.alt_texts)
         return Labels(rows=rows + [_row(text, kind="alt_text", model="") for text in alt_texts if text])
 
 
 def _row(text: str, *, kind: str, model: str) -> dict[str, Any]:
     return {"text": text, "kind": kind, "model": model}
-
-
-def _alt_texts(item: Item) -> list[str]:
-    """The alt-text of the data's captions table, else that of the sample's JSON."""
-    rows = [row["text"] for row in item.sample.captions if row["kind"] == "alt_text"]
-    alt_text = item.sample.sample.meta.get("alt_text")
-    return rows or ([alt_text] if isinstance(alt_text, str) else [])
 
 
 def _make_labeler(config: CaptioningConfig) -> CaptionLabeler:

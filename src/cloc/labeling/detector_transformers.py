@@ -17,9 +17,8 @@ from transformers import AutoImageProcessor, AutoModelForZeroShotObjectDetection
 from cloc.boxes import BoxesXYXY, Letterbox, as_boxes, nms
 from cloc.config.schema import GroundingConfig
 from cloc.errors import ClocError, ConfigError
-from cloc.labeling.detectors import Region, captions_to_ground
+from cloc.labeling.detectors import Queries, Region
 from cloc.labeling.models import check_model, load, load_model, model_name, pick_device
-from cloc.labeling.phrases import PhraseExtractor
 from cloc.labeling.worker import Item
 
 _KEY = "grounding.model"
@@ -107,15 +106,19 @@ def to_regions(
 
 
 class TransformersDetector:
-    """Asks a detector for the phrases of each image's captions.
+    """Asks a detector for the phrases, or n-grams, that an image's texts hold.
+
+    Args:
+        config: section `grounding`.
+        queries: what to ask for in an image.
 
     Raises:
         ConfigError: the checkpoint cannot be loaded, is of another kind, or `image_size` does not suit its patches.
     """
 
-    def __init__(self, config: GroundingConfig, phrases: PhraseExtractor) -> None:
+    def __init__(self, config: GroundingConfig, queries: Queries) -> None:
         self._config = config
-        self._phrases = phrases
+        self._queries = queries
         self._name = model_name(config.model)
         check_model(config.model, key=_KEY)
         self._device = pick_device(config.device, key="grounding.device")
@@ -143,8 +146,8 @@ class TransformersDetector:
         self._std = np.asarray(processor.image_std, dtype=np.float32)
 
     def detect(self, batch: Sequence[Item]) -> list[list[Region]]:
-        """See `detectors.Detector`; an image whose captions hold no phrase has no regions."""
-        phrases = [self._phrases(captions_to_ground(item)) for item in batch]
+        """See `detectors.Detector`; an image whose texts hold nothing to ask for has no regions."""
+        phrases = [self._queries(item) for item in batch]
         asked = [index for index, queries in enumerate(phrases) if queries]
         found: list[list[Region]] = [[] for _ in batch]
         if not asked:

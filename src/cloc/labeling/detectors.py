@@ -1,11 +1,11 @@
 """Grounding backends behind one interface: a batch of images and their phrases in, regions out."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from cloc.config.schema import GroundingConfig
-from cloc.labeling.phrases import PhraseExtractor
+from cloc.labeling.phrases import NgramExtractor, PhraseExtractor, words
 from cloc.labeling.worker import Item
 
 
@@ -19,6 +19,7 @@ class Region:
         score: confidence in [0, 1].
         source: "human" or the name of the model.
         label: its class name where the source has one.
+        left_out: why the backend itself leaves it out, which is counted; "" for a region to keep.
     """
 
     box: tuple[float, float, float, float]
@@ -26,6 +27,11 @@ class Region:
     score: float
     source: str
     label: str = ""
+    left_out: str = ""
+
+
+# What a detector is asked for in an image: distinct texts in order.
+Queries = Callable[[Item], list[str]]
 
 
 class Detector(Protocol):
@@ -60,19 +66,71 @@ class AnnotationsDetector:
         ]
 
 
-def captions_to_ground(item: Item) -> list[str]:
-    """Texts of the captions that phrases are taken from: generated and human ones, not the alt-text."""
-    return [row["text"] for row in item.sample.captions if row["kind"] != "alt_text"]
+class AltTextAnnotationsDetector:
+    """The human regions that the image's alt-text names, called what the alt-text calls them; the others are left out.
+
+    What a detector that sees every box would find when asked for the n-grams: a box is named by the longest n-gram
+    that is part of its text and holds its class name ("large red key" by "red key" or "key", not by "red"). Words must
+    be equal: "keys" does not name a key.
+
+    Args:
+        ngrams: the n-grams of an item's alt-texts.
+    """
+
+    def __init__(self, ngrams: Queries) -> None:
+        self._ngrams, self._human = ngrams, AnnotationsDetector()
+
+    def detect(self, batch: Sequence[Item]) -> list[list[Region]]:
+        """See `Detector`."""
+        found = []
+        for item, regions in zip(batch, self._human.detect(batch), strict=True):
+            ngrams = [ngram.split() for ngram in self._ngrams(item)]
+            found.append([_named(region, ngrams) for region in regions])
+        return found
+
+
+def _named(region: Region, ngrams: Sequence[list[str]]) -> Region:
+    text, label = words(region.text), words(region.label)
+    inner = label if label and _contains(text, label) else text
+    names = [ngram for ngram in ngrams if ngram == label or (_contains(text, ngram) and _contains(ngram, inner))]
+    if not names:
+        return replace(region, left_out="not named in the alt-text")
+    longest = max(names, key=len)
+    return replace(region, text=" ".join(longest))
+
+
+def _contains(whole: Sequence[str], part: Sequence[str]) -> bool:
+    return any(whole[first : first + len(part)] == part for first in range(len(whole) - len(part) + 1))
+
+
+def caption_queries(config: GroundingConfig) -> Queries:
+    """Noun phrases of an item's captions, generated and human ones and not the alt-text (METHOD, VESL step 2)."""
+    extract = PhraseExtractor(tagger=config.tagger, max_phrases=config.max_phrases)
+    return lambda item: extract(row["text"] for row in item.sample.captions if row["kind"] != "alt_text")
+
+
+def alt_text_queries(config: GroundingConfig) -> Queries:
+    """Word n-grams of an item's alt-text (METHOD, the labels without VESL)."""
+    extract = NgramExtractor(max_words=config.max_ngram_words, max_ngrams=config.max_ngrams)
+    return lambda item: extract(item.alt_texts)
+
+
+QUERIES: Mapping[str, Callable[[GroundingConfig], Queries]] = {
+    "captions": caption_queries,
+    "alt_text_ngrams": alt_text_queries,
+}
 
 
 def _annotations(config: GroundingConfig) -> Detector:
+    if config.phrases == "alt_text_ngrams":
+        return AltTextAnnotationsDetector(alt_text_queries(config))
     return AnnotationsDetector()
 
 
 def _transformers(config: GroundingConfig) -> Detector:
     from cloc.labeling.detector_transformers import TransformersDetector
 
-    return TransformersDetector(config, PhraseExtractor(tagger=config.tagger, max_phrases=config.max_phrases))
+    return TransformersDetector(config, QUERIES[config.phrases](config))
 
 
 DETECTORS: Mapping[str, Callable[[GroundingConfig], Detector]] = {

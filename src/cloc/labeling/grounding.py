@@ -1,4 +1,4 @@
-"""Stage: boxes with texts for every image (METHOD, VESL steps 2 and 3).
+"""Stage: boxes with texts for every image (METHOD, VESL steps 2 and 3; or labels without VESL, from the alt-text).
 
 cloc grounding --data data --captions work/captions --regions work/regions
 """
@@ -64,7 +64,9 @@ class RegionLabeler:
         rows, refused = [], []
         for region in regions:
             text = clean(region.text) or clean(region.label)
-            reason = boxes.problem(region.box, min_side=self._min_box_side) if text else "region without text"
+            reason = region.left_out or (
+                boxes.problem(region.box, min_side=self._min_box_side) if text else "region without text"
+            )
             if reason:
                 refused.append(reason)
                 continue
@@ -91,7 +93,9 @@ def run(config: Config, *, inputs: Inputs, outputs: Outputs) -> StageResult:
     """
     section = config.grounding
     human = section.backend == "annotations"
-    reads: tuple[Table, ...] = ("regions",) if human else ("captions",)
+    reads: tuple[Table, ...] = ("captions",)
+    if human:
+        reads = ("regions", "captions") if section.phrases == "alt_text_ngrams" else ("regions",)
     job = Job(
         stage=STAGE,
         table="regions",

@@ -7,6 +7,8 @@ lower-case -> words -> generic web words dropped -> part-of-speech tags -> noun 
 Decided here: the determiner takes part in the matching but is stripped from the phrase ("the red key" -> "red key"),
 so that "a key" and "the key" are one query. Captions come from the web: markup, addresses and file names are removed,
 absurdly long words are skipped, and only the first `MAX_WORDS` words of a caption are read.
+
+Labels without VESL ask for the n-grams of the alt-text instead: no tags, no grammar, the same words.
 """
 
 import html
@@ -140,3 +142,37 @@ class PhraseExtractor:
             kept = [word for place, (word, tag) in enumerate(leaves) if place or tag != "DT"]
             if any(word not in STOP_WORDS for word in kept):
                 yield " ".join(kept)
+
+
+class NgramExtractor:
+    """Turns alt-texts into their word n-grams: the queries of the labels without VESL (METHOD; OWLv2, appendix A.2).
+
+    Words are those of the phrase step, generic web words dropped; an n-gram ends where a phrase ends. N-grams of only
+    stop words and exact duplicates are dropped.
+
+    Args:
+        max_words: length of an n-gram at most.
+        max_ngrams: n-grams at most, over all alt-texts of an image; the first in reading order are kept.
+    """
+
+    def __init__(self, *, max_words: int, max_ngrams: int) -> None:
+        self._max_words = max_words
+        self._max_ngrams = max_ngrams
+
+    def __call__(self, alt_texts: Iterable[str]) -> list[str]:
+        """Distinct n-grams of an image's alt-texts, by where they begin, then from short to long."""
+        found: dict[str, None] = {}
+        for alt_text in alt_texts:
+            for ngram in self._ngrams(words(alt_text)):
+                found.setdefault(ngram)
+                if len(found) == self._max_ngrams:
+                    return list(found)
+        return list(found)
+
+    def _ngrams(self, tokens: Sequence[str]) -> Iterable[str]:
+        for start in range(len(tokens)):
+            for stop in range(start + 1, min(start + self._max_words, len(tokens)) + 1):
+                if tokens[stop - 1] in _BREAKS:
+                    break
+                if any(word not in STOP_WORDS for word in tokens[start:stop]):
+                    yield " ".join(tokens[start:stop])

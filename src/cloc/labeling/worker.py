@@ -46,6 +46,13 @@ class Item:
         """The sample's key."""
         return self.sample.sample.key
 
+    @property
+    def alt_texts(self) -> list[str]:
+        """The alt-text of the data's captions table, else that of the sample's JSON; [] for an image without any."""
+        rows = [row["text"] for row in self.sample.captions if row["kind"] == "alt_text"]
+        alt_text = self.sample.sample.meta.get("alt_text")
+        return rows or ([alt_text] if isinstance(alt_text, str) else [])
+
 
 @dataclass(frozen=True)
 class Labels:

@@ -174,3 +174,15 @@ def test_the_package_brings_it() -> None:
     assert cloc.CLOC is CLOC
     with pytest.raises(AttributeError, match="has no attribute 'Nothing'"):
         _ = cloc.Nothing
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("bias", ["none", "box"])
+def test_half_precision_gives_the_same_answers(dtype: torch.dtype, bias: str) -> None:
+    model, ids = build(spatial_bias=bias), torch.tensor([[0, 5, 7, 1]])
+    regions, found = model.get_region_features(PIXELS, BOXES), model.ground(PIXELS, ids)
+    model = model.to(dtype)
+    half = model.get_region_features(PIXELS.to(dtype), BOXES)
+    assert half.dtype == dtype
+    assert torch.cosine_similarity(half.float(), regions, dim=-1).min() > 0.998
+    torch.testing.assert_close(model.ground(PIXELS.to(dtype), ids), found, rtol=0, atol=0.01)

@@ -30,6 +30,7 @@ TINY = {
         "batch_size": 8,
         "warmup_steps": 2,
         "learning_rate": 1e-3,
+        "optimizer": "muon",
         "log_every": 1,
         "checkpoint_every": 2,
         "precision": "float32",

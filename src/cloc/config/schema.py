@@ -252,8 +252,13 @@ class TrainConfig(Section):
     """Optimiser steps of CLOC and of the CLIP baseline at equal steps."""
     batch_size: Annotated[int, Field(ge=2)] = 32_768
     """Images a step over all processes."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """`adamw` is the paper's; `muon` (extension) orthogonalises the updates of the weights of linear layers and leaves
+    the rest to AdamW: it learns much faster at small budgets."""
     learning_rate: Annotated[float, Field(gt=0)] = 5e-4
     """Peak learning rate."""
+    muon_rate: Annotated[float, Field(gt=0)] = 1.0
+    """Learning rate of Muon's weights, as a multiple of `learning_rate`."""
     text_rate: Annotated[float, Field(ge=0)] = 1.0
     """Learning rate of the text encoder, as a multiple of `learning_rate`."""
     warmup_steps: NonNegative = 2000

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
 
 from cloc.errors import TrainingError
+from cloc.training.optimizer import Optimizers
 
 
 @dataclass(frozen=True)
@@ -46,13 +47,13 @@ class Checkpoints:
     def _all(self) -> list[Path]:
         return sorted(path for path in self._folder.glob("step-*") if (path / "state.json").is_file())
 
-    def save(self, model: nn.Module, optimizer: torch.optim.Optimizer, state: TrainingState) -> Path:
+    def save(self, model: nn.Module, optimizers: Optimizers, state: TrainingState) -> Path:
         """Writes a checkpoint under a temporary name, renames it, and removes the oldest beyond `keep`."""
         final = self._folder / f"step-{state.step:08d}"
         temporary = self._folder / f".tmp-{os.getpid()}-{final.name}"
         temporary.mkdir(parents=True)
         save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, temporary / _MODEL)
-        save_file(_optimizer_tensors(optimizer), temporary / _OPTIMIZER)
+        save_file(optimizers.tensors(), temporary / _OPTIMIZER)
         (temporary / "state.json").write_text(json.dumps(asdict(state), indent=2) + "\n")
         shutil.rmtree(final, ignore_errors=True)
         temporary.rename(final)
@@ -61,9 +62,9 @@ class Checkpoints:
         return final
 
     def restore(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer, *, fingerprint: str, device: torch.device
+        self, model: nn.Module, optimizers: Optimizers, *, fingerprint: str, device: torch.device
     ) -> TrainingState | None:
-        """Loads the newest checkpoint into model and optimiser; None when there is none.
+        """Loads the newest checkpoint into model and optimisers; None when there is none.
 
         Raises:
             TrainingError: the newest checkpoint belongs to a run with other settings or data.
@@ -79,25 +80,8 @@ class Checkpoints:
                 f"remove {self._folder} to start anew, or restore the settings"
             )
         model.load_state_dict(load_file(newest / _MODEL, device=str(device)))
-        _load_optimizer(optimizer, load_file(newest / _OPTIMIZER, device=str(device)))
+        optimizers.load(load_file(newest / _OPTIMIZER, device=str(device)))
         return state
 
 
 _MODEL, _OPTIMIZER = "model.safetensors", "optimizer.safetensors"
-
-
-def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimiser's tensors by "<parameter number>.<name>"; its settings come from the config."""
-    return {
-        f"{number}.{name}": torch.as_tensor(value).clone().contiguous()
-        for number, values in optimizer.state_dict()["state"].items()
-        for name, value in values.items()
-    }
-
-
-def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    state: dict[int, dict[str, Tensor]] = {}
-    for key, value in tensors.items():
-        number, _, name = key.partition(".")
-        state.setdefault(int(number), {})[name] = value
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -17,7 +17,6 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from cloc.config import parse
-from cloc.config.schema import TrainConfig
 from cloc.data.dataset import Dataset
 from cloc.data.loader import Batch, LoaderSettings, TrainLoader, prefetched
 from cloc.errors import ClocError, TrainingError
@@ -25,6 +24,7 @@ from cloc.model import factory
 from cloc.stage import fingerprint
 from cloc.training.checkpoint import Checkpoints, TrainingState
 from cloc.training.distributed import Rank, leave, process_group, total
+from cloc.training.optimizer import Optimizers
 from cloc.training.task import CLOCTask, Losses, Objective
 
 SUMMARY_FILE = "training.json"
@@ -73,22 +73,6 @@ def learning_rate(step: int, *, peak: float, warmup: int, steps: int) -> float:
     return peak * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
-def make_optimizer(task: CLOCTask, train: TrainConfig) -> torch.optim.AdamW:
-    """AdamW with weight decay on matrices only, and the text encoder's own learning rate (`rate`, a multiple)."""
-    text = {id(p) for part in (task.model.text_model, task.model.text_projection) for p in part.parameters()}
-    trained = [p for p in task.parameters() if p.requires_grad]
-    groups = [
-        {
-            "params": [p for p in trained if (p.ndim >= 2) == decayed and (id(p) in text) == is_text],
-            "weight_decay": train.weight_decay if decayed else 0.0,
-            "rate": train.text_rate if is_text else 1.0,
-        }
-        for decayed in (True, False)
-        for is_text in (True, False)
-    ]
-    return torch.optim.AdamW(groups, lr=train.learning_rate, betas=train.betas, foreach=True)
-
-
 class Trainer:
     """One rank of one job; `run` trains to the end, from the last checkpoint if there is one."""
 
@@ -105,7 +89,7 @@ class Trainer:
         self.task = CLOCTask(
             self.model, self.config.loss, objective=job.objective, normalize=self.processor.normalize
         ).to(rank.device)
-        self.optimizer = make_optimizer(self.task, self.config.train)
+        self.optimizers = Optimizers(self.task, self.config.train)
         self.checkpoints = Checkpoints(self.output / "checkpoints", keep=self.config.train.keep_checkpoints)
         dataset = Dataset.open(job.images, captions=job.captions, regions=job.regions)
         self.fingerprint = self._fingerprint()
@@ -134,7 +118,7 @@ class Trainer:
     def run(self) -> TrainingState:
         """Trains, saves the model on the first rank and returns where it ended."""
         state = self.checkpoints.restore(
-            self.task, self.optimizer, fingerprint=self.fingerprint, device=self.rank.device
+            self.task, self.optimizers, fingerprint=self.fingerprint, device=self.rank.device
         ) or TrainingState(0, self.fingerprint, 0.0, 0.0)
         module: torch.nn.Module = self.task
         if self.rank.world_size > 1:
@@ -156,20 +140,21 @@ class Trainer:
             self._finish(state)
         return state
 
+    def _rate(self, step: int) -> float:
+        train = self.config.train
+        return learning_rate(step, peak=train.learning_rate, warmup=train.warmup_steps, steps=self.job.steps)
+
     def _step(self, module: torch.nn.Module, batch: Batch, step: int) -> tuple[Losses, Tensor]:
         train = self.config.train
-        rate = learning_rate(step, peak=train.learning_rate, warmup=train.warmup_steps, steps=self.job.steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate * group["rate"]
+        rate = self._rate(step)
         batch = Batch(**{name: value.to(self.rank.device) for name, value in vars(batch).items()})
         with factory.autocast(train.precision, self.rank.device):
             losses: Losses = module(batch)
-        self.optimizer.zero_grad(set_to_none=True)
         losses.total.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.task.parameters(), train.grad_clip)
         if not torch.isfinite(norm):
             raise TrainingError(f"step {step + 1}: the gradient is not finite; lower train.learning_rate")
-        self.optimizer.step()
+        self.optimizers.step(rate)
         self.task.clamp_scales()
         return losses, norm
 
@@ -192,14 +177,14 @@ class Trainer:
                 "gradient_norm": gradient_norm,
                 "logit_scale": model.logit_scale.detach().exp(),
                 "region_logit_scale": model.region_logit_scale.detach().exp(),
-                "learning_rate": self.optimizer.param_groups[-1]["lr"],
+                "learning_rate": self._rate(step - 1),
                 "samples": step * self.config.train.batch_size,
             },
         )
 
     def _save(self, state: TrainingState) -> None:
         if self.rank.is_first:
-            self.checkpoints.save(self.task, self.optimizer, state)
+            self.checkpoints.save(self.task, self.optimizers, state)
 
     def _finish(self, state: TrainingState) -> None:
         self.model.save_pretrained(self.output)

@@ -74,39 +74,12 @@ def contrastive_pairs(
 
     Raises:
         ValueError: shapes that do not fit, an unknown kind, a bias with `infonce`, a tile below 1; ranks with
-            different numbers of rows (on every rank).
+            different numbers of rows, or with and without a mask (on every rank).
     """
     _check(a_KE, b_KE, scale=scale, bias=bias, kind=kind, valid_K=valid_K, tile=tile)
     settings = Settings(kind=Kind(kind), threshold=similar_text_threshold, tile=tile, group=group)
     loss, valid_rows, dropped_pairs = TiledContrastive.apply(a_KE, b_KE, scale, bias, valid_K, settings)
     return Contrastive(loss=loss, valid_rows=valid_rows, dropped_pairs=dropped_pairs)
-
-
-def contrastive(a_KE: Tensor, b_KE: Tensor, *, scale: Tensor, valid_K: Tensor | None = None) -> Tensor:
-    """The loss alone of `contrastive_pairs` over rows that this process holds all of."""
-    return contrastive_pairs(a_KE, b_KE, scale=scale, valid_K=valid_K).loss
-
-
-def region_contrastive(
-    regions_KE: Tensor,
-    texts_KE: Tensor,
-    *,
-    scale: Tensor,
-    valid_K: Tensor,
-    similar_text_threshold: float,
-) -> Tensor:
-    """The loss alone of `contrastive_pairs`, filtered, over rows that this process holds all of."""
-    return contrastive_pairs(
-        regions_KE, texts_KE, scale=scale, valid_K=valid_K, similar_text_threshold=similar_text_threshold
-    ).loss
-
-
-def duplicate_share(texts_KE: Tensor, *, valid_K: Tensor, threshold: float) -> Tensor:
-    """Share of off-diagonal valid pairs that the similar-text filter drops."""
-    texts = texts_KE.detach().float()[valid_K]
-    pairs = len(texts) * (len(texts) - 1)
-    similar = (texts @ texts.T > threshold).sum() - len(texts)
-    return similar.clamp_min(0) / max(pairs, 1)
 
 
 def total(image: Tensor, region: Tensor, grounding: Tensor, *, weight: float, share: Tensor | float) -> Tensor:
@@ -121,7 +94,8 @@ def box_loss(predicted_K4: Tensor, labelled_K4: Tensor, *, kind: str) -> Tensor:
     Raises:
         ValueError: another kind.
     """
-    predicted, labelled = predicted_K4.float(), labelled_K4.float()
+    dtype = torch.float64 if predicted_K4.dtype == torch.float64 else torch.float32
+    predicted, labelled = predicted_K4.to(dtype), labelled_K4.to(dtype)
     if kind == "l2":
         return F.mse_loss(predicted, labelled, reduction="none").mean(dim=-1)
     if kind == "l1_giou":

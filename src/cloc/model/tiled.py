@@ -1,10 +1,12 @@
 """Contrastive losses whose logits are never whole: tiles, made in forward and made again in backward.
 
 Forward keeps one log-sum-exp a row and a column. Backward makes each tile again, turns it into the gradient of its
-logits and multiplies that into both sides. Beyond inputs and gradients a few tiles and vectors are held, whatever the
-batch. Where all logits fit into one tile they are kept, and nothing is made twice.
+logits and multiplies that into both sides. Beyond inputs and gradients (float32 ones, also of half precision) a few
+tiles and vectors are held, whatever the batch. Where all logits fit into one tile they are kept, and nothing is made
+twice.
 
-With W ranks each computes its own rows against the columns of all: K * W * K logits, not (W * K)^2.
+With W ranks each computes its own rows against the columns of all: K * W * K logits, not (W * K)^2. It holds the
+columns of all ranks, and the sums of their gradients.
 
 Shapes: K rows of this rank, A = W * K rows of all ranks, E embedding width, I rows and J columns of a tile. Logits,
 log-sum-exp and sums of gradients are float32 (float64 for float64 inputs), under autocast as well.
@@ -76,7 +78,9 @@ class TiledContrastive(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         with torch.autocast(a_KE.device.type, enabled=False):
             ctx.settings = settings
-            ctx.wants_columns = _any_rank(ctx.needs_input_grad[1], like=a_KE, settings=settings)
+            ctx.wants_columns = _wanted(
+                ctx.needs_input_grad[1], like=a_KE, masked=valid_K is not None, settings=settings
+            )
             b_AE, valid_A = _gather(b_KE, settings), None if valid_K is None else _gather(valid_K, settings)
             ctx.layout = cut(len(a_KE), rank=settings.rank, ranks=settings.ranks, valid_A=valid_A, tile=settings.tile)
             problem = _problem(a_KE, b_AE, scale, bias, ctx.layout, settings)
@@ -118,7 +122,7 @@ class TiledContrastive(torch.autograd.Function):
                 if bias is not None:
                     bias_sum += weights_IJ.sum(dtype=bias_sum.dtype)
             factor = grad_loss * (objective.weight * settings.ranks / max(ctx.layout.valid, 1))
-            scale_sum = _inner(a)  # sum of cosines times the gradients of their logits
+            scale_sum = _inner(a, ctx.layout)  # sum of cosines times the gradients of their logits
             grad_b_KE = None
             if b.grad_RE is not None:
                 grad_b_KE = _scatter(b.grad_RE, settings).mul_(factor * problem.scale).to(b_AE.dtype)
@@ -244,31 +248,33 @@ def _problem(
     return Problem(a, b, layout=layout, scale=scale.item(), bias=offset, threshold=settings.threshold)
 
 
-def _inner(side: Side) -> Tensor:
-    """Sum over rows and width of vectors times gradients, a tile at a time."""
+def _inner(side: Side, layout: Layout) -> Tensor:
+    """Sum of vectors times gradients over this rank's valid rows, a tile at a time."""
     assert side.grad_RE is not None
     total = side.lse_R.new_zeros((), dtype=torch.float64)
-    for first in range(0, len(side.vectors_RE), 1024):
-        rows = slice(first, first + 1024)
-        total += (side.take(rows) * side.grad_RE[rows]).sum(dtype=total.dtype)
+    for span in layout.own:
+        total += (side.take(span.here) * side.grad_RE[span.here]).sum(dtype=total.dtype)
     return total
 
 
-def _any_rank(wanted: bool, *, like: Tensor, settings: Settings) -> bool:
-    """Whether any rank wants it; checks on the way that all ranks hold equally many rows.
+def _wanted(wanted: bool, *, like: Tensor, masked: bool, settings: Settings) -> bool:
+    """Whether any rank wants it; checks on the way that the ranks' arguments go together.
 
     Raises:
-        ValueError: they do not (on every rank, where an exchange of unequal parts would hang or mix rows).
+        ValueError: they do not (on every rank, where an exchange of unequal parts would hang or mix up rows).
     """
     if settings.ranks == 1:
         return wanted
-    own = torch.tensor([*like.shape, int(wanted)], device=like.device)
-    each = _gather(own, settings).view(settings.ranks, -1)
-    if not bool((each[:, :-1] == own[:-1]).all()):
-        shapes = ", ".join(str(tuple(shape)) for shape in each[:, :-1].tolist())
+    own = torch.tensor([[*like.shape, masked, wanted]], device=like.device)
+    each = _gather(own, settings)
+    if not bool((each[:, :-1] == own[:, :-1]).all()):
+        found = "; ".join(
+            f"rank {rank}: {(rows, width)} {'with' if mask else 'without'} valid_K"
+            for rank, (rows, width, mask, _) in enumerate(each.tolist())
+        )
         raise ValueError(
-            f"a_KE: ranks hold embeddings of shapes {shapes}; give every rank equally many rows and mask the absent"
-            " ones with valid_K"
+            f"a_KE: ranks hold different shapes ({found}); give every rank equally many rows, and valid_K to all or"
+            " none"
         )
     return bool(each[:, -1].any())
 

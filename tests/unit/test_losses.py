@@ -213,15 +213,22 @@ def test_far_logits_neither_overflow_nor_vanish(opposite: bool) -> None:
 
 @pytest.mark.parametrize("tile", [16, 64])
 @pytest.mark.parametrize("autocast", [False, True])
-def test_half_precision_accumulates_in_float32(tile: int, autocast: bool) -> None:
-    """Beside the rounding of the inputs themselves nothing is lost, under autocast neither."""
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_half_precision_accumulates_in_float32(tile: int, autocast: bool, dtype: torch.dtype) -> None:
+    """Beside the rounding of the inputs and of their gradients nothing is lost, under autocast neither."""
+    valid = torch.arange(40) % 5 > 0
     a, b = unit(40, 64, seed=0).bfloat16(), unit(40, 64, seed=1).bfloat16()
-    expected = contrastive_pairs(a.double(), b.double(), scale=torch.tensor(100.0)).loss
-    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
-        for left, right in ((a, b), (a.float(), b.float())):
-            found = contrastive_pairs(left, right, scale=torch.tensor(100.0), tile=tile).loss
-            assert found.dtype == torch.float32
-            torch.testing.assert_close(found.double(), expected, rtol=2e-6, atol=0)
+    found = []
+    for kind, is_cast in ((torch.float64, False), (dtype, autocast)):
+        leaf = a.to(kind).requires_grad_()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=is_cast):
+            loss = contrastive_pairs(leaf, b.to(kind), scale=torch.tensor(100.0), valid_K=valid, tile=tile).loss
+            loss.backward()
+        found += [loss.detach(), leaf.grad]
+    expected, expected_grad, ours, grad = found
+    assert ours.dtype == torch.float32
+    torch.testing.assert_close(ours.double(), expected, rtol=2e-6, atol=0)
+    torch.testing.assert_close(grad.double(), expected_grad, rtol=0 if dtype == torch.float32 else 2**-8, atol=2e-5)
 
 
 @pytest.mark.parametrize("tile", [4, 64])
@@ -252,8 +259,11 @@ def test_logits_are_never_whole(kind: str, masked: bool) -> None:
     leaves |= arguments(kind)
     valid = torch.arange(rows) % 3 > 0 if masked else None
     with _Largest() as largest:
-        contrastive_pairs(**leaves, kind=kind, valid_K=valid, similar_text_threshold=0.5, tile=tile).loss.backward()
+        loss = contrastive_pairs(**leaves, kind=kind, valid_K=valid, similar_text_threshold=0.5, tile=tile).loss
+        saved = sum(0 if tensor is None else tensor.numel() for tensor in loss.grad_fn.saved_tensors)
+        loss.backward()
     assert largest.found == rows * width  # the gradients; the logits would be 16 times as many
+    assert saved <= 2 * rows * width + 2 * rows + 2  # both sides, a log-sum-exp each, the scalars
 
 
 def test_a_frozen_side_gets_no_gradient() -> None:

@@ -22,7 +22,20 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    "verb", ["", "config", "data ingest", "caption", "ground", "validate", "pretrain", "evaluate", "register", "tune"]
+    "verb",
+    [
+        "",
+        "config",
+        "data ingest",
+        "caption",
+        "ground",
+        "validate",
+        "pretrain",
+        "evaluate",
+        "register",
+        "tune",
+        "ablate",
+    ],
 )
 def test_help_is_there_for_every_verb(verb: str, tmp_path: Path) -> None:
     done = cloc(*verb.split(), "--help", cwd=tmp_path)

@@ -27,7 +27,7 @@ HEIGHTS = (
     ("labeling", "validation", "training", "evaluation", "mllm"),
     ("tracking",),
     ("stages",),
-    ("pipeline",),
+    ("pipeline", "ablation"),
     ("cli",),
 )
 STAGE_PARTS = HEIGHTS[2]
@@ -123,7 +123,9 @@ def test_component_readme_names_all(path: Path) -> None:
         assert heading in readme
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["pretrain", "--help"], ["config", "--help"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["run", "--help"], ["ablate", "--help"], ["pretrain", "--help"], ["config", "--help"]]
+)
 def test_help_is_light(arguments: list[str]) -> None:
     script = (
         "import sys\nfrom cloc.cli import cloc\n"

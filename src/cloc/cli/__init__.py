@@ -22,7 +22,9 @@ _VERBS = {
     "evaluate": ("cloc.cli.stages", "evaluate"),
     "register": ("cloc.cli.stages", "register"),
     "tune": ("cloc.cli.stages", "tune"),
+    "export": ("cloc.cli.export", "export"),
     "run": ("cloc.cli.pipeline", "run"),
+    "ablate": ("cloc.cli.ablate", "ablate"),
     "pipeline": ("cloc.cli.pipeline", "pipeline"),
 }
 

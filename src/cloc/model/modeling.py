@@ -24,7 +24,7 @@ from transformers import CLIPModel, PreTrainedConfig, SiglipModel, initializatio
 
 from cloc.model import checks
 from cloc.model.configuration import CLOCConfig, CLOCSiglipConfig
-from cloc.model.prompter import Prompter, init_linear
+from cloc.model.prompter import ImageMemory, Prompter, init_linear
 from cloc.model.roi_align import roi_align, roi_grid
 
 # Samples a side of a box, read by RoIAlign.
@@ -168,11 +168,19 @@ class RegionModel:
         found = None
         if texts is not None:
             found = self.box_head(prompter.texts(memory, F.normalize(texts, dim=-1))).float().sigmoid()
-        return Prompted(
-            None if boxes is None else self.region_projection(prompter.boxes(memory, boxes)),
-            None if points is None else self.region_projection(prompter.points(memory, points)),
-            found,
-        )
+        regions, pointed = None, None
+        if boxes is not None:
+            regions = self._projected(prompter.boxes(memory, boxes), memory, boxes)
+        if points is not None:
+            pointed = self._projected(prompter.points(memory, points), memory, prompter.around(points))
+        return Prompted(regions, pointed, found)
+
+    def _projected(self, features_BMD: Tensor, memory: ImageMemory, boxes_BM4: Tensor) -> Tensor:
+        """Region embeddings (B, M, E) of features; with the spatial bias the mean token of the box is added."""
+        projected = self.region_projection(features_BMD)
+        if self.prompter.spatial_bias == "none":
+            return projected
+        return projected + self.prompter.pooled(memory, boxes_BM4)
 
     def embed_boxes(self, tokens_BND: Tensor, boxes_BM4: Tensor) -> Tensor:
         """Region embeddings, not normalised: (B, N, D), (B, M, 4) -> (B, M, E)."""

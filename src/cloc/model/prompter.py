@@ -169,8 +169,8 @@ class Prompter(nn.Module):
         pool: which outputs the average pool takes.
         spatial_bias: "none" (paper) or "box" (extension): attention logits raised on the tokens inside the box, the
             box's tokens added to its prompt as a 3 x 3 grid (what lies where in the box: a mean alone learns shapes
-            many times slower), positions added to the image tokens, and text prompts biased by the similarity of
-            token and text. A point counts as a box of 3 x 3 patches around it.
+            many times slower) and their mean to its embedding, positions added to the image tokens, and text prompts
+            biased by the similarity of token and text. A point counts as a box of 3 x 3 patches around it.
     """
 
     def __init__(
@@ -225,9 +225,12 @@ class Prompter(nn.Module):
 
     def points(self, memory: ImageMemory, points_BM2: Tensor) -> Tensor:
         """Features of points: (B, M, 2) -> (B, M, D)."""
+        return self._places(memory, points_BM2[:, :, None], self.point_type, self.around(points_BM2))
+
+    def around(self, points_BM2: Tensor) -> Tensor:
+        """Boxes of BINS x BINS patches around points: (B, M, 2) -> (B, M, 4)."""
         half = BINS / 2 / self.grid
-        around_BM4 = torch.cat([points_BM2 - half, points_BM2 + half], dim=-1).clamp(0, 1)
-        return self._places(memory, points_BM2[:, :, None], self.point_type, around_BM4)
+        return torch.cat([points_BM2 - half, points_BM2 + half], dim=-1).clamp(0, 1)
 
     def texts(self, memory: ImageMemory, texts_BME: Tensor) -> Tensor:
         """Features of text prompts (normalised text embeddings): (B, M, E) -> (B, M, D)."""
@@ -235,6 +238,18 @@ class Prompter(nn.Module):
         if self.spatial_bias == "none":
             return self._run(memory, prompt, None)
         return self._run(memory, prompt, self._bias(self.text_bias * self.similarity(memory, texts_BME)))
+
+    def pooled(self, memory: ImageMemory, boxes_BM4: Tensor) -> Tensor:
+        """Mean of the patch tokens inside each box, in the embedding space: (B, M, 4) -> (B, M, E). Only with the
+        spatial bias.
+
+        Added to the region embedding it teaches single tokens to lie near the texts of what they show, which is what
+        draws a text prompt to its object.
+        """
+        covered = coverage(boxes_BM4, grid=self.grid)
+        weights = covered / covered.sum(dim=-1, keepdim=True).clamp_min(1e-6)
+        patches = memory.patches_BGD
+        return self.token_projection(weights.to(patches.dtype) @ patches)
 
     def point_parameters(self) -> list[nn.Parameter]:
         """Parameters that only point prompts use."""
@@ -244,7 +259,7 @@ class Prompter(nn.Module):
         """Parameters that only text prompts use."""
         only = list(self.text_prompt.parameters())
         if self.spatial_bias == "box":
-            only += [*self.token_projection.parameters(), self.text_bias]
+            only.append(self.text_bias)
         return only
 
     def similarity(self, memory: ImageMemory, texts_BME: Tensor) -> Tensor:

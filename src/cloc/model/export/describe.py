@@ -112,10 +112,10 @@ def describe(model: AnyCLOCModel, processor: CLOCProcessor, checks: Sequence[Gra
             "padding": "max_length" if processor.pad_to_full_length else "longest",
         },
         "scales": {
-            "logit_scale": float(model.logit_scale.exp()),
-            "logit_bias": float(model.logit_bias),
-            "region_logit_scale": float(model.region_logit_scale.exp()),
-            "region_logit_bias": float(model.region_logit_bias),
+            "logit_scale": model.logit_scale.exp().item(),
+            "logit_bias": model.logit_bias.item(),
+            "region_logit_scale": model.region_logit_scale.exp().item(),
+            "region_logit_bias": model.region_logit_bias.item(),
         },
     }
     page = _PAGE.format(

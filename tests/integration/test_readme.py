@@ -3,11 +3,11 @@
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from cloc.cli import cloc
@@ -44,7 +44,9 @@ def test_the_make_targets_exist() -> None:
         assert re.search(rf"^{target}:", rules, re.MULTILINE), target
 
 
-def test_the_python_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_python_example_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     config = ModelConfig(
         embed_dim=16,
         vision=VisionConfig(image_size=32, patch_size=8, width=16, layers=1, heads=2),
@@ -59,7 +61,12 @@ def test_the_python_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     Image.fromarray(np.zeros((40, 60, 3), np.uint8)).save(tmp_path / "photo.jpg")
     monkeypatch.chdir(tmp_path)
     (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    names: dict[str, object] = {}
+    names: dict[str, Any] = {}
     exec(compile(example, "README.md", "exec"), names)
-    assert torch.as_tensor(names["scores"]).shape == (1, 1, 2)
-    assert np.asarray(names["found"]).shape == (2, 4)
+    named = names["named"]
+    assert len(named) == 3
+    assert {label.text for label in named} <= {"a red apple", "a blue key", "a green cup"}
+    assert all(1 / 3 <= label.score <= 1 for label in named)
+    found = np.array(re.findall(r"[\d.]+", capsys.readouterr().out.splitlines()[-1]), dtype=float)
+    assert found.shape == (4,)
+    assert ((found >= 0) & (found <= 1)).all()

@@ -13,7 +13,6 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers.utils.logging import disable_progress_bar
 
 from cloc.errors import ConfigError
 from cloc.evaluation.provenance import read_training, slug, weights_digest
@@ -131,7 +130,6 @@ def load_models(models: Mapping[str, str], *, device: str) -> list[EvaluatedMode
     for name, other in zip(models, slugs, strict=True):
         if not other or slugs.count(other) > 1:
             raise ConfigError(f"evaluation: the model name {name!r} is empty or like another one; give distinct names")
-    disable_progress_bar()  # this stage tells its progress itself
     use_cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
     where = torch.device("cuda" if use_cuda else "cpu")
     return [_load(name, folder, where) for name, folder in models.items()]

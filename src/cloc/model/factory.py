@@ -164,14 +164,17 @@ _POSITIONS = "vision_model.embeddings.position_embedding.weight"
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keeps `transformers` from listing what a checkpoint holds beside or lacks of the class that reads it: what
-    matters of that is checked here."""
-    verbosity = logging.get_verbosity()
+    """Keeps `transformers` from drawing bars and from listing what a checkpoint holds beside or lacks of the class that
+    reads it: what matters of that is checked here."""
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
+    logging.disable_progress_bar()
     try:
         yield
     finally:
         logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
 
 
 def _load(cls: Any, source: str, *, what: str, **options: Any) -> Any:

@@ -120,7 +120,7 @@ class TiledContrastive(torch.autograd.Function):
                 tile.x.add_grad(tile.rows, weights_IJ, tile.y_JE)
                 tile.y.add_grad(tile.columns, weights_IJ.T, tile.x_IE)
                 if bias is not None:
-                    bias_sum += weights_IJ.sum(dtype=bias_sum.dtype)
+                    bias_sum += weights_IJ.sum()
             factor = grad_loss * (objective.weight * settings.ranks / max(ctx.layout.valid, 1))
             scale_sum = _inner(a, ctx.layout)  # sum of cosines times the gradients of their logits
             grad_b_KE = None
@@ -216,9 +216,9 @@ class _Sigmoid(_Objective):
             logits_IJ.diagonal().neg_()
         # log(1 + e^z) = max(z, 0) + log(1 + e^-|z|): no overflow, and 0 at -inf.
         small_IJ = torch.abs(logits_IJ, out=self.problem.buffer("powers", logits_IJ.shape)).neg_().exp_().log1p_()
-        self.sum += small_IJ.sum(dtype=self.sum.dtype)
+        self.sum += small_IJ.sum()
         large_IJ = torch.clamp_min(logits_IJ, 0, out=small_IJ)
-        self.sum += large_IJ.sum(dtype=self.sum.dtype)
+        self.sum += large_IJ.sum()
         if tile.is_diagonal:
             logits_IJ.diagonal().neg_()
 

@@ -128,9 +128,10 @@ def test_siglip_reads_a_box_over_the_whole_image_as_its_own_head_does(tokenizer)
 
 
 def test_siglip_widths_must_agree() -> None:
-    config = settings("siglip").model_copy(update={"embed_dim": 24})
-    with pytest.raises(ConfigError, match=r"model.embed_dim 24: .* set it to model.vision.width, 32"):
-        from_settings(config, vocab_size=50, bos=0, eos=1, pad=1)
+    with pytest.raises(ValueError, match=r"embed_dim 24: .* set it to 32"):
+        ModelConfig(family="siglip", embed_dim=24, vision=VisionConfig(width=32, heads=2))
+    with pytest.raises(ValueError, match=r"prompter\.heads 5 must divide vision\.width 32"):
+        ModelConfig(vision=VisionConfig(width=32, heads=2), prompter=PrompterConfig(heads=5))
 
 
 @pytest.mark.parametrize("family", ["clip", "siglip"])

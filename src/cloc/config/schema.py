@@ -216,6 +216,21 @@ class ModelConfig(Section):
     text: TextConfig = TextConfig()
     prompter: PrompterConfig = PrompterConfig()
 
+    @model_validator(mode="after")
+    def _check_widths(self) -> "ModelConfig":
+        if self.init_from:  # brings its own widths
+            return self
+        width, heads = self.vision.width, self.prompter.heads
+        if width % heads:
+            raise ValueError(f"prompter.heads {heads} must divide vision.width {width}")
+        if width % 4:
+            raise ValueError(f"vision.width {width} must be a multiple of 4 for the Prompter's positional encoding")
+        if self.family == "siglip" and self.embed_dim != width:
+            raise ValueError(
+                f"embed_dim {self.embed_dim}: SigLIP's image embedding is as wide as its encoder; set it to {width}"
+            )
+        return self
+
 
 class LossConfig(Section):
     """The objective (METHOD, Losses)."""

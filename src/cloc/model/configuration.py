@@ -5,7 +5,6 @@ from typing import Any, ClassVar
 from transformers import CLIPConfig, SiglipConfig
 
 from cloc.config.schema import ModelConfig
-from cloc.errors import ConfigError
 
 # What the region parts are where a checkpoint says nothing: METHOD's.
 _PARTS = {
@@ -66,13 +65,8 @@ def from_settings(config: ModelConfig, *, vocab_size: int, bos: int, eos: int, p
     Args:
         config: section `model`.
         vocab_size, bos, eos, pad: of the tokenizer; CLIP's text encoder pools at the EOS token.
-
-    Raises:
-        ConfigError: widths that the family cannot have.
     """
     vision, text = config.vision, config.text
-    if vision.width % 4:
-        raise ConfigError(f"model.vision.width must be a multiple of 4 for the positional encoding, got {vision.width}")
     vision_sizes = {
         "hidden_size": vision.width,
         "intermediate_size": int(vision.width * vision.mlp_ratio),
@@ -94,11 +88,6 @@ def from_settings(config: ModelConfig, *, vocab_size: int, bos: int, eos: int, p
     }
     parts = config.prompter.model_dump()
     if config.family == "siglip":
-        if config.embed_dim != vision.width:
-            raise ConfigError(
-                f"model.embed_dim {config.embed_dim}: SigLIP's image embedding is as wide as its encoder; "
-                f"set it to model.vision.width, {vision.width}"
-            )
         return CLOCSiglipConfig(
             vision_config=vision_sizes, text_config=text_sizes | {"projection_size": config.embed_dim}, cloc=parts
         )

@@ -54,14 +54,17 @@ def test_settings_are_shown_explained_and_written(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "line"),
     [
-        (("  steps: 800\n", ""), "error: params.yaml: missing key train.steps (default 439087); add it to the file"),
         (
-            ("  steps: 800\n", "  stepz: 800\n"),
-            "error: params.yaml: unknown key train.stepz (did you mean train.steps?)",
+            ("  warmup_steps: 40\n", ""),
+            "error: params.yaml: missing key train.warmup_steps (default 2000); add it to the file",
         ),
         (
-            ("  steps: 800\n", "  steps: many\n"),
-            "error: params.yaml: train.steps: input should be a valid integer, got 'many'",
+            ("  warmup_steps: 40\n", "  warmup_stepz: 40\n"),
+            "error: params.yaml: unknown key train.warmup_stepz (did you mean train.warmup_steps?)",
+        ),
+        (
+            ("  warmup_steps: 40\n", "  warmup_steps: many\n"),
+            "error: params.yaml: train.warmup_steps: input should be a valid integer, got 'many'",
         ),
     ],
 )

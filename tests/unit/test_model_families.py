@@ -199,6 +199,27 @@ def test_the_wrong_family_or_width_is_a_value_error_with_the_fix(tmp_path: Path,
         CLOCModel.from_pretrained(tmp_path / "clip", config=config)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_checkpoint_in_half_precision_is_trained_in_float32(tmp_path: Path, tokenizer, dtype: torch.dtype) -> None:
+    source = public(tmp_path, tokenizer, "clip")
+    source.to(dtype).save_pretrained(tmp_path)
+    started, _ = start(tmp_path)
+    started.save_pretrained(tmp_path / "half", state_dict={n: p.to(dtype) for n, p in started.state_dict().items()})
+    CLOCProcessor(tokenizer, image_size=32, context_length=12).save_pretrained(tmp_path / "half")
+    for model in (started, factory.load(tmp_path / "half")[0]):
+        assert {p.dtype for p in model.parameters()} == {torch.float32}
+        assert torch.equal(model.visual_projection.weight, source.visual_projection.weight.float())
+
+
+def test_pickled_weights_are_refused(tmp_path: Path, tokenizer) -> None:
+    source = public(tmp_path, tokenizer, "clip")
+    (tmp_path / "model.safetensors").unlink()
+    torch.save(source.state_dict(), tmp_path / "pytorch_model.bin")
+    with pytest.raises(ConfigError, match=r"cannot load the checkpoint .*safetensors") as caught:
+        start(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
 def test_a_checkpoint_that_lacks_weights_is_refused(tmp_path: Path, tokenizer) -> None:
     public(tmp_path, tokenizer, "clip")
     weights = load_file(tmp_path / "model.safetensors")

@@ -42,6 +42,8 @@ def attention(precision: str, device: torch.device) -> str:
 
 
 _CLASSES: Mapping[str, type[CLOCModel] | type[CLOCSiglipModel]] = {"clip": CLOCModel, "siglip": CLOCSiglipModel}
+# Nothing is unpickled; and a checkpoint in half precision is trained, and answers, in float32 (autocast is a setting).
+_WEIGHTS = {"use_safetensors": True, "dtype": torch.float32}
 # What the region parts add to a family's checkpoint; anything else that is missing makes it unusable.
 _REGION_PARTS = ("prompter.", "region_", "box_head.", "logit_bias")
 
@@ -89,9 +91,7 @@ def load(
         ConfigError: it cannot be loaded.
     """
     source = str(folder)
-    model = _load(
-        _class(source, what="model"), source, what="model", attn_implementation=attention, use_safetensors=True
-    )
+    model = _load(_class(source, what="model"), source, what="model", attn_implementation=attention, **_WEIGHTS)
     return model.eval().to(device), CLOCProcessor.for_model(model.config, tokenizer=source, images=source)
 
 
@@ -115,9 +115,8 @@ def _from_checkpoint(config: ModelConfig, *, attention: str) -> tuple[AnyCLOCMod
     cls = _class(source, what=what)
     settings = _load(cls.config_class, source, what=what)
     settings.cloc = settings.cloc | config.prompter.model_dump()
-    model, loading = _load(
-        cls, source, what=what, config=settings, attn_implementation=attention, output_loading_info=True
-    )
+    options = {"config": settings, "attn_implementation": attention, "output_loading_info": True}
+    model, loading = _load(cls, source, what=what, **options, **_WEIGHTS)
     lacking = sorted(name for name in loading["missing_keys"] if not name.startswith(_REGION_PARTS))
     if lacking:
         raise ConfigError(f"{source}: the checkpoint lacks {len(lacking)} weights of a {cls.__name__}, as {lacking[0]}")

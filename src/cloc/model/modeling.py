@@ -14,13 +14,14 @@ E embedding width. Boxes here are xyxy and points (x, y) in [0, 1] of the padded
 them). Features are not normalised.
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import CLIPModel, PreTrainedConfig, SiglipModel, initialization
+from transformers import CLIPModel, PreTrainedConfig, PreTrainedModel, SiglipModel, initialization
 
 from cloc.model import checks
 from cloc.model.configuration import CLOCConfig, CLOCSiglipConfig
@@ -62,13 +63,12 @@ class RegionLinear(nn.Linear):
     """A linear layer of the region parts: by its class, CLOC's initialisation knows it from CLIP's layers."""
 
 
-class RegionModel:
+class RegionModel(PreTrainedModel, ABC):
     """The region parts over a two-tower model: Prompter, region projection, box head, region temperature.
 
-    A mixin: the family's class says how its towers encode (`encode_image`, `encode_text`, `embed_roi`).
+    The family's class stands beside it and says how its towers encode (`encode_image`, `encode_text`, `embed_roi`).
     """
 
-    config: Any
     logit_scale: nn.Parameter
     logit_bias: nn.Parameter
 
@@ -111,11 +111,11 @@ class RegionModel:
         Raises:
             ValueError: the checkpoint is of another family, or its weights have other shapes than the configuration.
         """
-        family = cls.config_class.model_type  # type: ignore[attr-defined]
+        family = cls.config_class.model_type
         checks.family(source, PreTrainedConfig.get_config_dict(source)[0].get("model_type"), expected=family)
         wants_info, tolerates = options.pop("output_loading_info", False), options.get("ignore_mismatched_sizes")
         options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
-        loaded, info = super().from_pretrained(source, *args, **options)  # type: ignore[misc]
+        loaded, info = super().from_pretrained(source, *args, **options)
         if not tolerates:
             checks.shapes(source, info["mismatched_keys"])
         return (loaded, info) if wants_info else loaded
@@ -125,17 +125,17 @@ class RegionModel:
         """Whether regions are read by a Prompter (and boxes can be found); else by RoIAlign."""
         return hasattr(self, "prompter")
 
+    @abstractmethod
     def encode_image(self, pixel_values: Tensor) -> EncodedImages:
         """Encodes images (B, 3, S, S), normalised as the processor does."""
-        raise NotImplementedError
 
+    @abstractmethod
     def encode_text(self, input_ids: Tensor) -> Tensor:
         """Text embeddings, not normalised: token ids (T, L) -> (T, E)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def embed_roi(self, tokens_BND: Tensor, boxes_BM4: Tensor) -> Tensor:
         """RoIAlign over the spatial tokens, then the family's own image head: any CLIP's region reader. (B, M, E)."""
-        raise NotImplementedError
 
     def prompt(
         self,

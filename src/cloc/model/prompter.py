@@ -22,6 +22,8 @@ from cloc.model.roi_align import roi_grid
 
 # Cells a side of the grid that a box's tokens are pooled to (spatial bias).
 BINS = 3
+# Where the biases on attention logits start.
+_BOX_BIAS, _TEXT_BIAS = 4.0, 10.0
 
 Pool = Literal["all", "image", "prompt"]
 SpatialBias = Literal["none", "box"]
@@ -192,11 +194,14 @@ class Prompter(nn.Module):
         self.text_prompt = nn.Linear(embed_dim, width)
         self.layers = nn.ModuleList(PrompterLayer(width, heads=heads) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
+        # The bias is on what prompt tokens attend to, which a single layer that pools image tokens alone never reads.
+        self.biases_attention = spatial_bias == "box" and (pool != "image" or layers > 1)
         if spatial_bias == "box":
-            self.box_bias = nn.Parameter(torch.tensor(4.0))
             self.inside = nn.Linear(BINS * BINS * width, width)
             self.token_projection = nn.Linear(width, embed_dim, bias=False)
-            self.text_bias = nn.Parameter(torch.tensor(10.0))
+        if self.biases_attention:
+            self.box_bias = nn.Parameter(torch.tensor(_BOX_BIAS))
+            self.text_bias = nn.Parameter(torch.tensor(_TEXT_BIAS))
 
     def reset_parameters(self) -> None:
         """Weights before training."""
@@ -205,9 +210,9 @@ class Prompter(nn.Module):
         for part in self.modules():
             if isinstance(part, nn.Linear):
                 init_linear(part)
-        if self.spatial_bias == "box":
-            initialization.constant_(self.box_bias, 4.0)
-            initialization.constant_(self.text_bias, 10.0)
+        if self.biases_attention:
+            initialization.constant_(self.box_bias, _BOX_BIAS)
+            initialization.constant_(self.text_bias, _TEXT_BIAS)
 
     def prepare(self, tokens_BND: Tensor) -> ImageMemory:
         """What all prompts of the images share; every other call takes it."""
@@ -235,7 +240,7 @@ class Prompter(nn.Module):
     def texts(self, memory: ImageMemory, texts_BME: Tensor) -> Tensor:
         """Features of text prompts (normalised text embeddings): (B, M, E) -> (B, M, D)."""
         prompt = self.text_prompt(texts_BME)[:, :, None]
-        if self.spatial_bias == "none":
+        if not self.biases_attention:
             return self._run(memory, prompt, None)
         return self._run(memory, prompt, self._bias(self.text_bias * self.similarity(memory, texts_BME)))
 
@@ -258,7 +263,7 @@ class Prompter(nn.Module):
     def text_parameters(self) -> list[nn.Parameter]:
         """Parameters that only text prompts use."""
         only = list(self.text_prompt.parameters())
-        if self.spatial_bias == "box":
+        if self.biases_attention:
             only.append(self.text_bias)
         return only
 
@@ -273,11 +278,12 @@ class Prompter(nn.Module):
         prompt = sinusoidal(points_BMP2, width=self.width).to(patches.dtype) + kind_PD
         if self.spatial_bias == "none":
             return self._run(memory, prompt, None)
-        covered = coverage(boxes_BM4, grid=self.grid).to(patches.dtype)
         cells = roi_grid(patches, boxes_BM4, bins=BINS, samples=2)
-        return self._run(
-            memory, prompt + self.inside(cells.flatten(2))[:, :, None], self._bias(self.box_bias * covered)
-        )
+        prompt = prompt + self.inside(cells.flatten(2))[:, :, None]
+        if not self.biases_attention:
+            return self._run(memory, prompt, None)
+        covered = coverage(boxes_BM4, grid=self.grid).to(patches.dtype)
+        return self._run(memory, prompt, self._bias(self.box_bias * covered))
 
     def _bias(self, patches_BMG: Tensor) -> Tensor:
         return F.pad(patches_BMG, (self.prefix, 0))

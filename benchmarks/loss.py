@@ -175,7 +175,7 @@ def memory(name: str) -> int:
 
 def _tiled(case: Case) -> Callable[..., torch.Tensor]:
     def loss(a_KE, b_KE, scale):
-        return losses.contrastive_pairs(
+        return losses.contrastive(
             a_KE,
             b_KE,
             scale=scale,

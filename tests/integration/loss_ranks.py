@@ -16,7 +16,7 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from cloc.model.losses import contrastive_pairs
+from cloc.model.losses import contrastive
 from cloc.training.distributed import leave, process_group
 
 
@@ -27,7 +27,7 @@ def run(case: dict[str, Tensor], group: dist.ProcessGroup) -> dict[str, Tensor]:
     leaves = {name: case[name][own].clone().requires_grad_() for name in ("a", "b")}
     leaves |= {name: case[name].clone().requires_grad_() for name in ("scale", "bias") if name in case}
     leaves["b"].requires_grad_(case["frozen"].item() != rank)
-    found = contrastive_pairs(
+    found = contrastive(
         leaves["a"],
         leaves["b"],
         scale=leaves["scale"],
@@ -49,9 +49,7 @@ def refused(group: dist.ProcessGroup) -> list[str]:
     said = []
     for rows, valid_K in ((2 + rank, None), (2, torch.ones(2, dtype=torch.bool) if rank else None)):
         try:
-            contrastive_pairs(
-                torch.eye(rows, 3), torch.eye(rows, 3), scale=torch.ones(()), valid_K=valid_K, group=group
-            )
+            contrastive(torch.eye(rows, 3), torch.eye(rows, 3), scale=torch.ones(()), valid_K=valid_K, group=group)
             said.append("")
         except ValueError as error:
             said.append(str(error))

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from cloc.model.losses import contrastive_pairs
+from cloc.model.losses import contrastive
 
 ROWS, WIDTH = 24, 6
 SCRIPT = Path(__file__).with_name("loss_ranks.py")
@@ -72,7 +72,7 @@ def ranks(folder: Path) -> list[dict[str, Tensor]]:
 def test_ranks_equal_one_process(name: str, ranks: list[dict[str, Tensor]]) -> None:
     fields = CASES[name]
     leaves = {key: fields[key].clone().requires_grad_() for key in ("a", "b", "scale", "bias") if key in fields}
-    whole = contrastive_pairs(
+    whole = contrastive(
         leaves["a"],
         leaves["b"],
         scale=leaves["scale"],

@@ -124,7 +124,7 @@ def test_component_readme_names_all(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["run", "--help"], ["ablate", "--help"], ["pretrain", "--help"], ["config", "--help"]]
+    "arguments", [["--help"], *([verb, "--help"] for verb in ("run", "ablate", "export", "pretrain", "config"))]
 )
 def test_help_is_light(arguments: list[str]) -> None:
     script = (

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from cloc.model import losses
-from cloc.model.losses import contrastive_pairs
+from cloc.model.losses import contrastive
 
 KINDS = ("infonce", "sigmoid")
 
@@ -71,7 +71,7 @@ def test_value_and_gradients_equal_the_definition(
     ours, reference = (
         {"a_KE": a.clone().requires_grad_(), "b_KE": b.clone().requires_grad_()} | arguments(kind) for _ in range(2)
     )
-    found = contrastive_pairs(
+    found = contrastive(
         **ours,
         kind=kind,
         valid_K=None if valid is None else torch.tensor(valid),
@@ -104,7 +104,7 @@ def test_gradcheck(kind: str, tile: int, valid: list[bool] | None, threshold: fl
     scalars = list(arguments(kind).values())
     assert torch.autograd.gradcheck(
         lambda a, b, scale, *bias: (
-            contrastive_pairs(
+            contrastive(
                 a,
                 b,
                 scale=scale,
@@ -123,7 +123,7 @@ def test_images_equal_cross_entropy() -> None:
     a, b = unit(6, 4, seed=0), unit(6, 4, seed=1)
     logits, target = 5 * a @ b.T, torch.arange(6)
     expected = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
-    torch.testing.assert_close(contrastive_pairs(a, b, scale=torch.tensor(5.0)).loss, expected)
+    torch.testing.assert_close(contrastive(a, b, scale=torch.tensor(5.0)).loss, expected)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -132,7 +132,7 @@ def test_no_region_gives_zero_and_gradients_of_zero(kind: str, tile: int) -> Non
     leaves = {"a_KE": unit(5, 3, seed=0).requires_grad_(), "b_KE": unit(5, 3, seed=1).requires_grad_()}
     leaves |= arguments(kind)
     nobody = torch.zeros(5, dtype=torch.bool)
-    found = contrastive_pairs(**leaves, kind=kind, valid_K=nobody, similar_text_threshold=0.9, tile=tile)
+    found = contrastive(**leaves, kind=kind, valid_K=nobody, similar_text_threshold=0.9, tile=tile)
     found.loss.backward()
     assert found.loss.item() == 0
     assert found.dropped_share.item() == 0
@@ -150,8 +150,8 @@ def test_absent_regions_count_for_nothing(regions: int, tile: int) -> None:
     with torch.no_grad():
         a[~valid], b[~valid] = float("nan"), float("inf")
     scale = scalar(8.0)
-    found = contrastive_pairs(a, b, scale=scale, valid_K=valid, similar_text_threshold=0.9, tile=tile)
-    alone = contrastive_pairs(a[valid], b[valid], scale=scale, similar_text_threshold=0.9, tile=tile)
+    found = contrastive(a, b, scale=scale, valid_K=valid, similar_text_threshold=0.9, tile=tile)
+    alone = contrastive(a[valid], b[valid], scale=scale, similar_text_threshold=0.9, tile=tile)
     torch.testing.assert_close(found.loss, alone.loss)
     grads = torch.autograd.grad(found.loss, [a, b, scale])
     for grad, expected in zip(grads, torch.autograd.grad(alone.loss, [a, b, scale]), strict=True):
@@ -162,9 +162,7 @@ def test_absent_regions_count_for_nothing(regions: int, tile: int) -> None:
 @pytest.mark.parametrize("tile", [2, 64])
 def test_equal_texts_leave_no_negatives(tile: int) -> None:
     texts = unit(1, 4, seed=0).expand(5, 4)
-    found = contrastive_pairs(
-        unit(5, 4, seed=1), texts, scale=torch.tensor(10.0), similar_text_threshold=0.9, tile=tile
-    )
+    found = contrastive(unit(5, 4, seed=1), texts, scale=torch.tensor(10.0), similar_text_threshold=0.9, tile=tile)
     assert found.loss.item() == pytest.approx(0.0, abs=1e-12)
     assert found.dropped_share.item() == 1
     assert found.dropped_pairs.item() == 20
@@ -175,7 +173,7 @@ def test_filter_counts_ordered_pairs() -> None:
     texts[1] = texts[0]
     texts[2, 0], texts[2, 2] = 0.9, math.sqrt(1 - 0.9**2)  # cosine 0.9 with texts 0 and 1
     for threshold, dropped in ((0.91, 2), (0.89, 6), (1.0, 0)):
-        found = contrastive_pairs(texts, texts, scale=torch.tensor(1.0), similar_text_threshold=threshold)
+        found = contrastive(texts, texts, scale=torch.tensor(1.0), similar_text_threshold=threshold)
         assert found.dropped_pairs.item() == dropped
         assert found.dropped_share.item() == pytest.approx(dropped / 12)
 
@@ -187,7 +185,7 @@ def test_equal_rows_at_the_largest_scale_are_finite(dtype: torch.dtype, kind: st
     same = torch.full((8, 16), 0.25, dtype=dtype)
     a, b, scale = same.clone().requires_grad_(), same.clone().requires_grad_(), scalar(100.0, torch.float32)
     bias = scalar(-10.0, torch.float32) if kind == "sigmoid" else None
-    found = contrastive_pairs(a, b, scale=scale, bias=bias, kind=kind, tile=tile)
+    found = contrastive(a, b, scale=scale, bias=bias, kind=kind, tile=tile)
     found.loss.backward()
     assert found.loss.dtype == torch.float32
     # 7 negatives a row at logit 100 - 10, or 8 equal logits.
@@ -204,7 +202,7 @@ def test_far_logits_neither_overflow_nor_vanish(opposite: bool) -> None:
     signs = torch.tensor([1.0, -1.0, 1.0, -1.0])[:, None]
     a = (F.normalize(torch.ones(4, 3), dim=-1) * signs).requires_grad_()
     b = (-a if opposite else a).detach().clone().requires_grad_()
-    found = contrastive_pairs(a, b, scale=torch.tensor(100.0), tile=2)
+    found = contrastive(a, b, scale=torch.tensor(100.0), tile=2)
     found.loss.backward()
     assert found.loss.item() == pytest.approx((200 if opposite else 0) + math.log(2), rel=1e-5)
     assert a.grad.isfinite().all()
@@ -222,7 +220,7 @@ def test_half_precision_accumulates_in_float32(tile: int, autocast: bool, dtype:
     for kind, is_cast in ((torch.float64, False), (dtype, autocast)):
         leaf = a.to(kind).requires_grad_()
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=is_cast):
-            loss = contrastive_pairs(leaf, b.to(kind), scale=torch.tensor(100.0), valid_K=valid, tile=tile).loss
+            loss = contrastive(leaf, b.to(kind), scale=torch.tensor(100.0), valid_K=valid, tile=tile).loss
             loss.backward()
         found += [loss.detach(), leaf.grad]
     expected, expected_grad, ours, grad = found
@@ -234,7 +232,7 @@ def test_half_precision_accumulates_in_float32(tile: int, autocast: bool, dtype:
 @pytest.mark.parametrize("tile", [4, 64])
 def test_backward_twice_is_the_same_gradient(tile: int) -> None:
     a, b = unit(9, 3, seed=0).requires_grad_(), unit(9, 3, seed=1)
-    loss = contrastive_pairs(a, b, scale=torch.tensor(9.0), tile=tile).loss
+    loss = contrastive(a, b, scale=torch.tensor(9.0), tile=tile).loss
     first, second = (torch.autograd.grad(loss, a, retain_graph=True)[0] for _ in range(2))
     assert torch.equal(first, second)
 
@@ -259,7 +257,7 @@ def test_logits_are_never_whole(kind: str, masked: bool) -> None:
     leaves |= arguments(kind)
     valid = torch.arange(rows) % 3 > 0 if masked else None
     with _Largest() as largest:
-        loss = contrastive_pairs(**leaves, kind=kind, valid_K=valid, similar_text_threshold=0.5, tile=tile).loss
+        loss = contrastive(**leaves, kind=kind, valid_K=valid, similar_text_threshold=0.5, tile=tile).loss
         saved = sum(0 if tensor is None else tensor.numel() for tensor in loss.grad_fn.saved_tensors)
         loss.backward()
     assert largest.found == rows * width  # the gradients; the logits would be 16 times as many
@@ -269,7 +267,7 @@ def test_logits_are_never_whole(kind: str, masked: bool) -> None:
 def test_a_frozen_side_gets_no_gradient() -> None:
     a, b = unit(9, 3, seed=0).requires_grad_(), unit(9, 3, seed=1)
     for left, right in ((a, b), (b, a)):
-        loss = contrastive_pairs(left, right, scale=torch.tensor(9.0), tile=4).loss
+        loss = contrastive(left, right, scale=torch.tensor(9.0), tile=4).loss
         assert torch.autograd.grad(loss, a)[0].abs().sum() > 0
     assert b.grad is None
 
@@ -287,7 +285,7 @@ def test_one_bad_argument_is_named() -> None:
         ({"tile": 0}, "tile: expected 1 or more rows, got 0"),
     ):
         with pytest.raises(ValueError, match=message):
-            contrastive_pairs(**{"a_KE": a, "b_KE": a, "scale": one, **arguments_})
+            contrastive(**{"a_KE": a, "b_KE": a, "scale": one, **arguments_})
 
 
 def naive_giou(one: list[float], other: list[float]) -> float:

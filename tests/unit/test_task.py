@@ -40,10 +40,7 @@ def batch() -> Batch:
     )
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("family", ["clip", "siglip"])
-@pytest.mark.parametrize("objective", ["cloc", "clip"])
-def test_every_trained_parameter_gets_a_gradient(variant: str, family: str, objective: Objective) -> None:
+def make(variant: str, *, family: str = "clip", objective: Objective = "cloc") -> CLOCTask:
     prompter, loss = VARIANTS[variant]
     torch.manual_seed(0)
     config = ModelConfig(
@@ -56,9 +53,29 @@ def test_every_trained_parameter_gets_a_gradient(variant: str, family: str, obje
     settings = from_settings(config, vocab_size=40, bos=0, eos=1, pad=1)
     settings.cloc["points"] = True
     model = (CLOCModel if family == "clip" else CLOCSiglipModel)(settings)
-    task = CLOCTask(model, LossConfig(max_regions=2, **loss), objective=objective)
+    return CLOCTask(model, LossConfig(max_regions=2, **loss), objective=objective)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("family", ["clip", "siglip"])
+@pytest.mark.parametrize("objective", ["cloc", "clip"])
+def test_every_trained_parameter_gets_a_gradient(variant: str, family: str, objective: Objective) -> None:
+    task = make(variant, family=family, objective=objective)
     losses = task(batch())
     assert torch.isfinite(losses.total)
     losses.total.backward()
     without = [name for name, p in task.named_parameters() if p.requires_grad and p.grad is None]
     assert not without
+
+
+@pytest.mark.parametrize("family", ["clip", "siglip"])
+def test_a_shared_temperature_is_the_regions_as_well(family: str) -> None:
+    shared, own = make("shared temperature", family=family), make("paper", family=family)
+    for task in (shared, own):
+        with torch.no_grad():
+            task.model.logit_scale.fill_(9.0)
+            task.model.region_logit_scale.fill_(1.0)
+        task.clamp_scales()
+        assert task.model.logit_scale.exp().item() == pytest.approx(100, rel=1e-4)
+    assert shared.model.region_logit_scale.exp().item() == pytest.approx(100, rel=1e-4)
+    assert own.model.region_logit_scale.item() == 1.0

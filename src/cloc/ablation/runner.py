@@ -21,6 +21,7 @@ from cloc.ablation.compare import FIGURES, Model, TableRow, compare, read_scores
 from cloc.ablation.labels import Labels, make_labels
 from cloc.ablation.rows import LabelKind, Row
 from cloc.config import Config
+from cloc.config.schema import RECORDING
 from cloc.errors import ConfigError
 from cloc.evaluation.summary import READERS, best_row
 from cloc.pipeline.sources import code_version
@@ -28,8 +29,6 @@ from cloc.stage import StageResult, fingerprint
 from cloc.stages import run_stage
 
 RECORD_FILE, TRAINING_FILE = "ablation_row.json", "training.json"
-# Settings of `train` that change what is recorded and not what is trained.
-_NEUTRAL = {"checkpoint_every", "keep_checkpoints", "log_every"}
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ class Run:
     @property
     def record(self) -> dict[str, Any]:
         """What the folder says of itself; only `fingerprint` decides whether it may be used again."""
-        train = self.config.train.model_dump(mode="json", exclude=_NEUTRAL)
+        train = self.config.train.model_dump(mode="json", exclude=set(RECORDING))
         settings = [self.config.model.model_dump(mode="json"), self.config.loss.model_dump(mode="json"), train]
         return {
             "row": self.row.key,

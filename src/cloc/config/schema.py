@@ -260,6 +260,10 @@ class LossConfig(Section):
     """Logit scale at most (CLIP: 100)."""
 
 
+RECORDING = frozenset({"checkpoint_every", "keep_checkpoints", "log_every"})
+"""Settings of `train` that change what is written down and not what is trained."""
+
+
 class TrainConfig(Section):
     """Pre-training (METHOD, Table A)."""
 

@@ -37,7 +37,7 @@ class Contrastive:
         return self.dropped_pairs / (self.valid_rows * (self.valid_rows - 1)).clamp_min(1)
 
 
-def contrastive_pairs(
+def contrastive(
     a_KE: Tensor,
     b_KE: Tensor,
     *,

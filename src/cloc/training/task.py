@@ -86,18 +86,21 @@ class CLOCTask(nn.Module):
         return unused
 
     def clamp_scales(self) -> None:
-        """Keeps the logit scales at or below the configured maximum (after each optimiser step)."""
+        """Keeps the logit scales at or below the configured maximum (after each optimiser step); a shared one is the
+        regions' as well, so that the saved model answers by the temperature that it was trained with."""
         limit = torch.tensor(self.config.max_scale).log().item()
         with torch.no_grad():
             self.model.logit_scale.clamp_(max=limit)
             self.model.region_logit_scale.clamp_(max=limit)
+            if self.config.temperature == "shared":
+                self.model.region_logit_scale.copy_(self.model.logit_scale.squeeze())
 
     def forward(self, batch: Batch) -> Losses:
         """The losses of a step; every rank returns those of the global batch."""
         model = self.model
         image = model.encode_image(self.normalize(batch.pixels_BSS3))
         captions_BE = _unit(model.encode_text(batch.caption_ids_BL))
-        image_loss = losses.contrastive_pairs(
+        image_loss = losses.contrastive(
             _unit(image.embeds_BE),
             captions_BE,
             scale=model.logit_scale.exp().squeeze(),
@@ -121,7 +124,7 @@ class CLOCTask(nn.Module):
             texts=texts_BME if self._grounds else None,
         )
         scale = model.logit_scale if config.temperature == "shared" else model.region_logit_scale
-        region = losses.contrastive_pairs(
+        region = losses.contrastive(
             _chosen(prompted, batch).flatten(0, 1),
             texts_BME.flatten(0, 1),
             scale=scale.exp().squeeze(),

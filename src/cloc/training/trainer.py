@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from cloc.config import parse
+from cloc.config.schema import RECORDING
 from cloc.data.dataset import Dataset
 from cloc.data.loader import Batch, LoaderSettings, TrainLoader, prefetched
 from cloc.errors import ClocError, TrainingError
@@ -96,7 +97,7 @@ class Trainer:
         self.loader = TrainLoader(dataset, self._loader_settings(), tokenize=self.processor.tokenize)
 
     def _fingerprint(self) -> str:
-        train = self.config.train.model_dump(exclude={"checkpoint_every", "keep_checkpoints", "log_every"})
+        train = self.config.train.model_dump(exclude=set(RECORDING))
         sections = [self.config.model.model_dump(), self.config.loss.model_dump(), train]
         return fingerprint(sections, self.job.objective, self.job.steps, self.rank.world_size, self.job.data_digest)
 

@@ -49,7 +49,7 @@ def owls(tmp_path_factory) -> dict[str, str]:
 
 
 def settings(**sections) -> Config:
-    captions = {"backend": "transformers", "batch_size": 3, "max_new_tokens": 6, "dtype": "float32"}
+    captions = {"backend": "transformers", "batch_size": 3, "generation": {"max_new_tokens": 6}, "dtype": "float32"}
     regions = {"backend": "transformers", "batch_size": 3, "image_size": 64, "min_box_side": 0.0}
     return Config.model_validate(
         {"captioning": captions | sections.get("captioning", {}), "grounding": regions | sections.get("grounding", {})}

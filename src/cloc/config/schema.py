@@ -55,27 +55,101 @@ class DataConfig(Section):
     quarantine_limit: Share = 0.05
     """A stage fails when a larger share of the images had to be quarantined."""
     processes: NonNegative = 0
-    """Processes that ingest, render and label; 0 takes one a core."""
+    """Processes that ingest, render, and label from annotations; 0 takes one a core."""
+    decode_threads: NonNegative = 0
+    """Threads that decode and prepare images ahead of a labelling model, a process; 0 takes one a core, at most 8."""
     scenes: ScenesConfig = ScenesConfig()
+
+
+class GuardsConfig(Section):
+    """What a generated caption must be like; what is not is left out and counted."""
+
+    min_words: Positive = 3
+    """Shorter captions are left out, words."""
+    max_words: Positive = 400
+    """Longer captions are left out, words."""
+    repeated_ngram: NonNegative = 4
+    """Length of the n-grams whose repetition betrays a stuck captioner, words; 0 switches the guard off."""
+    max_repeats: Positive = 3
+    """How often one n-gram may occur in a caption."""
+    language: str = ""
+    """Language that captions must be in, as an ISO 639-1 code ("en"); empty takes any."""
+    copied_prompt: bool = True
+    """Leave out captions that say the prompt again instead of what is seen."""
+
+
+class GenerationConfig(Section):
+    """How the captioner chooses its words; what is 0 is left to the checkpoint or the endpoint."""
+
+    max_new_tokens: Positive = 77
+    """Longest caption, tokens of the captioner."""
+    num_beams: Positive = 1
+    """Beams of the search; 1 is greedy (backend transformers)."""
+    temperature: Annotated[float, Field(ge=0)] = 0.0
+    """Above 0 samples words instead of taking the likeliest."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Share of the probability that is sampled from."""
+    repetition_penalty: Annotated[float, Field(ge=1)] = 1.0
+    """Above 1 makes words that were said less likely (backend transformers)."""
+    seed: NonNegative = 0
+    """Seed of the sampling."""
+
+
+class EndpointConfig(Section):
+    """An OpenAI-compatible vision endpoint: vLLM, SGLang, KServe, or a provider's (backend openai)."""
+
+    base_url: str = ""
+    """URL of the API, as in http://vllm:8000/v1."""
+    api_key_variable: str = "OPENAI_API_KEY"
+    """Environment variable that holds the key; unset sends none."""
+    concurrency: Positive = 16
+    """Requests under way at once."""
+    requests_per_minute: NonNegative = 0
+    """Rate limit; 0 sets none."""
+    timeout: Annotated[float, Field(gt=0)] = 120.0
+    """Seconds that one request may take."""
+    retries: NonNegative = 5
+    """Further attempts after a failed one, each after a longer pause."""
+    image_side: NonNegative = 1024
+    """Long side that larger images are sent with, pixels; 0 sends them as they are."""
 
 
 class CaptioningConfig(Section):
     """Stage: a caption for every image."""
 
-    backend: Literal["annotations", "transformers"] = "transformers"
-    """`annotations` takes the human captions that the data has; `transformers` runs a captioning model."""
+    backend: Literal["annotations", "transformers", "openai"] = "transformers"
+    """`annotations` takes the human captions that the data has; `transformers` runs a captioning model; `openai` asks an
+    OpenAI-compatible endpoint."""
     model: str = "Salesforce/blip-image-captioning-large"
-    """Hub id or folder of the captioning model (backend transformers)."""
+    """Hub id or folder of the captioning model, or the endpoint's name for it; empty takes the captioner that
+    `cloc teachers fit` made."""
     prompt: str = ""
-    """Text the captioner continues; empty for none."""
+    """What a chat model is asked, or the text that another captioner continues; empty asks a chat model for a detailed
+    description and gives the others nothing."""
+    alt_text_prompt: str = ""
+    """Fusion as in VeCap: prompt for images with an alt-text, which stands for `{alt_text}` in it, so that names and
+    facts survive; empty shows the captioner no alt-text."""
     batch_size: Positive = 16
     """Images a batch."""
-    max_new_tokens: Positive = 77
-    """Longest caption, tokens of the captioner."""
+    generation: GenerationConfig = GenerationConfig()
+    guards: GuardsConfig = GuardsConfig()
+    endpoint: EndpointConfig = EndpointConfig()
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the captioner runs."""
+    device_map: Literal["", "auto", "balanced", "sequential"] = ""
+    """Spreads a large captioner over the GPUs, as accelerate does; empty puts it on one device."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Precision of the captioner."""
+    processes: Positive = 1
+    """Processes that run a captioner each: one a GPU, or on processors several where it is small."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "CaptioningConfig":
+        if self.backend == "openai" and not self.endpoint.base_url:
+            raise ValueError("backend openai needs endpoint.base_url, as in http://vllm:8000/v1")
+        if self.alt_text_prompt and "{alt_text}" not in self.alt_text_prompt:
+            raise ValueError("alt_text_prompt has no {alt_text}, which the image's alt-text would stand for")
+        return self
 
 
 class GroundingConfig(Section):
@@ -84,9 +158,14 @@ class GroundingConfig(Section):
     backend: Literal["annotations", "transformers"] = "transformers"
     """`annotations` takes the human boxes that the data has; `transformers` runs an open-vocabulary detector."""
     model: str = "google/owlv2-large-patch14-ensemble"
-    """Hub id or folder of the detector (backend transformers)."""
-    tagger: Literal["lexicon"] = "lexicon"
-    """Part-of-speech tagger of the phrase step."""
+    """Hub id or folder of the detector (backend transformers); empty takes the one that `cloc teachers fit` made."""
+    tagger: Literal["lexicon", "nltk", "spacy"] = "lexicon"
+    """Part-of-speech tagger of the phrase step: `lexicon` needs nothing downloaded, `nltk` its averaged perceptron,
+    `spacy` a pipeline."""
+    nltk_data: str = ""
+    """Folder with NLTK's data (tagger nltk); empty looks where `nltk.download` puts it."""
+    spacy_model: str = "en_core_web_sm"
+    """Name or folder of the spaCy pipeline (tagger spacy)."""
     phrases: Literal["captions", "alt_text_ngrams"] = "captions"
     """What regions are named by: noun phrases of the captions (VESL), or the alt-text's word n-grams (the paper's
     labels without VESL; backend annotations keeps the human boxes that the alt-text names)."""
@@ -102,14 +181,16 @@ class GroundingConfig(Section):
     """Class-agnostic non-maximum suppression; 1 switches it off, as in the paper."""
     min_box_side: Share = 0.01
     """Boxes with a shorter side, as a share of the image, are quarantined."""
-    image_size: Positive = 448
-    """Side of the detector's square input, pixels."""
+    image_size: NonNegative = 448
+    """Side of the detector's square input, pixels; 0 takes the checkpoint's own size."""
     batch_size: Positive = 8
     """Images a batch."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the detector runs."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of the detector."""
+    processes: Positive = 1
+    """Processes that run a detector each: one a GPU, or on processors several where it is small."""
 
 
 class ValidationConfig(Section):

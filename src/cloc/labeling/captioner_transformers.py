@@ -27,7 +27,7 @@ class TransformersCaptioner:
     def __init__(self, config: CaptioningConfig) -> None:
         self.model = model_name(config.model)
         self._prompt = config.prompt
-        self._max_new_tokens = config.max_new_tokens
+        self._max_new_tokens = config.generation.max_new_tokens
         check_model(config.model, key=_KEY)
         self._device = pick_device(config.device, key="captioning.device")
         # The PIL back end, by name: the default one needs torchvision.

@@ -22,7 +22,7 @@ HOMES = {
 }
 # Parts of the package by height: a part imports from lower ones and from itself.
 HEIGHTS = (
-    ("errors", "boxes", "config", "stage"),
+    ("errors", "boxes", "config", "stage", "pages"),
     ("data", "model"),
     ("labeling", "validation", "training", "evaluation", "mllm"),
     ("tracking",),

@@ -3,8 +3,6 @@
 Boxes are drawn by the page over the picture, in percent of its sides, so that they need no pixels here.
 """
 
-import base64
-import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -17,10 +15,10 @@ from cloc.data.dataset import Dataset
 from cloc.data.transforms import decode
 from cloc.evaluation.metrics import SplitResult
 from cloc.evaluation.truth import Split
+from cloc.pages.pictures import data_url, fit
 
 SEED = 0
 _SIDE = 480  # longest side of a picture in the page, pixels
-_QUALITY = 85
 _SMALL = 0.1  # share of a side
 _BOXES = 8  # labelled boxes shown an image
 
@@ -209,14 +207,8 @@ def load_pictures(dataset: Dataset, keys: Iterable[str]) -> dict[str, Picture]:
 
 def picture(image: Image.Image) -> Picture:
     """An RGB image as a JPEG inside the page, made small where it is large."""
-    if max(image.size) > _SIDE:
-        scale = _SIDE / max(image.size)
-        size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-        image = image.resize(size, Image.Resampling.LANCZOS)
-    stream = io.BytesIO()
-    image.save(stream, "JPEG", quality=_QUALITY)
-    body = base64.b64encode(stream.getvalue()).decode()
-    return Picture(f"data:image/jpeg;base64,{body}", image.width, image.height)
+    small = fit(image, side=_SIDE, enlarge=False)
+    return Picture(data_url(small), small.width, small.height)
 
 
 def keys_of(

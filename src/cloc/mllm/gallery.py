@@ -1,18 +1,17 @@
 """Pictures of what an adapter answered: one self-contained HTML file. All texts are escaped: they come from the web."""
 
-import base64
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import jinja2
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from cloc.boxes import Letterbox
 from cloc.mllm.evaluation import Prediction, Scores
 from cloc.mllm.instructions import Task
 from cloc.mllm.stream import Picture
+from cloc.pages.pictures import Mark, data_url, draw, fit
 
 _SIDE = 320  # long side of the pictures shown, pixels
 _TRUTH, _RIGHT, _WRONG = "#ffffff", "#22c55e", "#ef4444"
@@ -28,7 +27,7 @@ td,th{padding:.1rem .8rem .1rem 0;text-align:left}
 <table>{% for name, value in scores %}<tr><th>{{ name }}</th><td>{{ value }}</td></tr>{% endfor %}</table>
 <p>White: the region. Green and red: right and wrong answers to "where is ...". Boxes in texts are bins (0 to 99) of the
 square network input.</p>
-<main>{% for card in cards %}<article><img alt="{{ card.key }}" src="data:image/jpeg;base64,{{ card.jpeg }}">
+<main>{% for card in cards %}<article><img alt="{{ card.key }}" src="{{ card.source }}">
 {% for item in card.predictions %}<p><span class="q">{{ item.question }}</span><br>
 <b class="{{ 'right' if item.correct else 'wrong' }}">{{ item.answer or '(nothing)' }}</b>
 {% if not item.correct %} &nbsp;truth: {{ item.truth }}{% endif %}
@@ -40,7 +39,7 @@ square network input.</p>
 @dataclass(frozen=True)
 class _Card:
     key: str
-    jpeg: str
+    source: str
     predictions: list[Prediction]
 
 
@@ -70,25 +69,14 @@ def _number(value: float) -> str:
 
 
 def _draw(picture: Picture, predictions: Sequence[Prediction]) -> str:
-    """The picture without its padding, with boxes, as base64 of a JPEG."""
+    """The picture without its padding, with boxes, as a data URL."""
     frame: Letterbox = picture.frame
     width, height = frame.resized
     pixels = picture.pixels_SS3.numpy()[:height, :width]
-    scale = _SIDE / max(width, height)
-    size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    image = Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC)
-    pen = ImageDraw.Draw(image)
-    for item in predictions:
-        pen.rectangle(_corners(item.box, size), outline=_TRUTH, width=1)
-    for item in predictions:
-        if item.task == Task.GROUND.value and item.answered is not None:
-            pen.rectangle(_corners(item.answered, size), outline=_RIGHT if item.correct else _WRONG, width=2)
-    stream = io.BytesIO()
-    image.save(stream, format="JPEG", quality=85)
-    return base64.b64encode(stream.getvalue()).decode()
-
-
-def _corners(box: Sequence[float], size: tuple[int, int]) -> tuple[float, float, float, float]:
-    left, right = sorted((box[0] * (size[0] - 1), box[2] * (size[0] - 1)))
-    top, bottom = sorted((box[1] * (size[1] - 1), box[3] * (size[1] - 1)))
-    return left, top, right, bottom
+    image = fit(Image.fromarray(pixels), side=_SIDE)
+    found = [item for item in predictions if item.task == Task.GROUND.value]
+    marks = [
+        Mark(item.answered, _RIGHT if item.correct else _WRONG, width=2) for item in found if item.answered is not None
+    ]
+    draw(image, [*marks, *(Mark(item.box, _TRUTH, width=1) for item in predictions)])
+    return data_url(image)

@@ -1,16 +1,15 @@
 """Images of the report: drawn with their numbered boxes, as data URLs, with their texts beside them."""
 
-import base64
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pandas as pd
-from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from cloc.data.shards import Sample
+from cloc.pages.pictures import COLORS, Mark, data_url, draw, fit
 from cloc.validation.frames import ShardFrames, image_size
 
 _LONG_SIDE = 480
@@ -19,8 +18,7 @@ _MOST_CAPTIONS = 4
 _TEXT_CUT = 240
 _QUALITY = 82
 _BAD = "#e5484d"
-# Told apart on photographs and by colour-blind eyes (after Okabe and Ito), red left free for what is wrong.
-_COLORS = ("#0090d4", "#e69f00", "#00a878", "#cc79a7", "#8e6fd8", "#b8ad00", "#56b4e9", "#d55e00", "#7a8b99", "#3d9a50")
+_AXES = ("x1", "y1", "x2", "y2")
 
 
 @dataclass(frozen=True)
@@ -79,10 +77,10 @@ def make_picture(
     shown = tuple(
         Region(
             number=number,
-            color=_BAD if row["bad"] else _COLORS[(number - 1) % len(_COLORS)],
+            color=_BAD if row["bad"] else COLORS[(number - 1) % len(COLORS)],
             text=_cut(row["text"]),
             score=f"{row['score']:.2f}",
-            box=", ".join(f"{row[axis]:.3g}" for axis in ("x1", "y1", "x2", "y2")),
+            box=", ".join(f"{row[axis]:.3g}" for axis in _AXES),
             bad=row["bad"],
         )
         for number, row in enumerate(regions[:_MOST_BOXES], start=1)
@@ -118,34 +116,7 @@ def _draw(body: bytes, rows: Sequence[Mapping[str, Any]], marks: Sequence[Region
         image = Image.open(io.BytesIO(body)).convert("RGB")
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError):
         return ""  # the page says that it cannot be shown
-    scale = _LONG_SIDE / max(image.size)
-    image = image.resize(
-        (max(1, round(image.width * scale)), max(1, round(image.height * scale))), Image.Resampling.LANCZOS
-    )
-    canvas = ImageDraw.Draw(image)
-    font = ImageFont.load_default(size=15)
-    for row, mark in reversed(list(zip(rows, marks, strict=True))):
-        _draw_box(canvas, image.size, row, mark, font)
-    stream = io.BytesIO()
-    image.save(stream, format="JPEG", quality=_QUALITY)
-    return "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode()
-
-
-def _draw_box(
-    canvas: ImageDraw.ImageDraw, size: tuple[int, int], row: Mapping[str, Any], mark: Region, font: Any
-) -> None:
-    width, height = size
-    box = np.asarray([row["x1"], row["y1"], row["x2"], row["y2"]], dtype=np.float64)
-    if not np.isfinite(box).all():
-        return
-    # Corners out of order or outside are drawn at the border: the list beside the picture has the numbers.
-    box = np.clip(box, 0, 1)
-    left, right = sorted((float(box[0]) * (width - 1), float(box[2]) * (width - 1)))
-    top, bottom = sorted((float(box[1]) * (height - 1), float(box[3]) * (height - 1)))
-    canvas.rectangle((left, top, right, bottom), outline=mark.color, width=3)
-    label = str(mark.number)
-    tag_width, tag_height = canvas.textlength(label, font=font) + 8, 19
-    above = top - tag_height
-    x, y = min(left, width - tag_width), above if above >= 0 else min(top, height - tag_height)
-    canvas.rectangle((x, y, x + tag_width, y + tag_height), fill=mark.color)
-    canvas.text((x + 4, y + 1), label, fill="white", font=font)
+    image = fit(image, side=_LONG_SIDE)
+    boxes = [[row[axis] for axis in _AXES] for row in rows]
+    draw(image, [Mark(box, mark.color, str(mark.number)) for box, mark in zip(boxes, marks, strict=True)])
+    return data_url(image, quality=_QUALITY)

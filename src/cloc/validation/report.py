@@ -1,16 +1,15 @@
 """The report folder: validation.json for programs, index.html for people (self-contained, no network)."""
 
 import json
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
+from cloc.pages import environment
+from cloc.pages.charts import chart
 from cloc.validation.pictures import Picture
 from cloc.validation.results import CheckResult, failures_first
-from cloc.validation.summary import Histogram, Summary
+from cloc.validation.summary import Summary
 
 JSON_FILE = "validation.json"
 PAGE_FILE = "index.html"
@@ -55,17 +54,15 @@ class Report:
         }
 
     def _page(self) -> str:
-        environment = Environment(
-            loader=PackageLoader("cloc.validation"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-        )
         text, count = self.summary.common.top()
-        return environment.get_template("report.html.j2").render(
+        template = environment("cloc.validation").get_template("report.html.j2")
+        return template.render(
             report=self,
             results=failures_first(self.results),
             summary=self.summary,
             numbers=self.summary.numbers(),
             common={"text": text[:200], "count": count},
-            histograms=[_bars(item) for item in self.summary.histograms.values()],
+            histograms=[chart(item) for item in self.summary.histograms.values()],
             json_file=JSON_FILE,
             docs=f"{DOCS_FOLDER}/{PAGE_FILE}",
         )
@@ -81,15 +78,6 @@ def counts(summary: Summary) -> dict[str, int]:
         "regions": summary.regions,
         "quarantined": summary.quarantined,
     }
-
-
-def _bars(histogram: Histogram) -> dict[str, Any]:
-    highest, total = max(int(histogram.counts.max()), 1), max(int(histogram.counts.sum()), 1)
-    bars: Sequence[dict[str, Any]] = [
-        {"label": label, "count": int(count), "height": 100 * count / highest, "share": count / total}
-        for label, count in zip(histogram.labels, histogram.counts, strict=True)
-    ]
-    return {"title": histogram.title, "bars": bars}
 
 
 def _write(path: Path, text: str) -> None:

@@ -5,8 +5,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
-import numpy.typing as npt
 
+from cloc.pages.charts import Histogram
 from cloc.validation.frames import ShardFrames
 
 # Texts that the search for the most common caption remembers: its count is too low by at most 1 / CAPACITY of all.
@@ -31,30 +31,6 @@ class CommonTexts:
     def top(self) -> tuple[str, int]:
         """The most common text and (a lower bound of) how often it came; ("", 0) when there was none."""
         return self._counts.most_common(1)[0] if self._counts else ("", 0)
-
-
-@dataclass
-class Histogram:
-    """Counts over fixed bins; values outside the edges go into the first or last bin.
-
-    Attributes:
-        title: what is counted.
-        labels: one a bin.
-        edges: ascending, one more than labels.
-    """
-
-    title: str
-    labels: tuple[str, ...]
-    edges: tuple[float, ...]
-    counts: npt.NDArray[np.int64] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.counts = np.zeros(len(self.labels), dtype=np.int64)
-
-    def add(self, values: npt.NDArray[np.float64]) -> None:
-        """Counts the finite ones of `values`, shape (N,)."""
-        inside = np.clip(values[np.isfinite(values)], self.edges[0], np.nextafter(self.edges[-1], -np.inf))
-        self.counts += np.histogram(inside, bins=np.asarray(self.edges))[0]
 
 
 def _regions_histogram() -> Histogram:

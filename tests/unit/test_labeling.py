@@ -1,16 +1,13 @@
 """Captioning and grounding from annotations, and the resumable shard worker behind them."""
 
-import io
 import json
 import os
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from cloc.config import Config
 from cloc.data.dataset import Dataset, write_manifest
@@ -21,9 +18,10 @@ from cloc.data.tables import write_table
 from cloc.errors import DataError
 from cloc.labeling import captioning, grounding
 from cloc.labeling.images import BadImageError, decode
+from cloc.labeling.jobs import run_job
 from cloc.labeling.progress import Progress
 from cloc.labeling.text import clean
-from cloc.labeling.worker import Job, Labels, run_job
+from tests.labelers import Echo, job, png, quarantine, tables_of
 
 
 def settings(**changes) -> Config:
@@ -50,41 +48,6 @@ def ground(config: Config, data: str, captions, out):
         inputs=grounding.Inputs(data=data, captions=str(captions)),
         outputs=grounding.Outputs(regions=str(out)),
     )
-
-
-def tables_of(folder, table: str) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted((Path(folder) / table).glob("*.parquet"))}
-
-
-def quarantine(folder, shard: str = "00000") -> list[tuple[str, str, str]]:
-    import pyarrow.parquet as pq
-
-    rows = pq.read_table(Path(folder) / "quarantine" / f"{shard}.parquet").to_pylist()
-    return [(row["key"], row["stage"], row["reason"]) for row in rows]
-
-
-def job(data, out) -> Job:
-    """A captioning job that depends on the images alone."""
-    return Job(
-        stage="captioning",
-        table="captions",
-        data=str(data),
-        captions="",
-        output=str(out),
-        reads=(),
-        required=(),
-        config_hash="",
-        batch_size=4,
-        min_side=1,
-        max_pixels=10**6,
-    )
-
-
-class Echo:
-    """Labels an image with its key."""
-
-    def label(self, batch):
-        return [Labels(rows=[{"text": item.key, "kind": "generated", "model": "echo"}]) for item in batch]
 
 
 def test_both_stages_join_back_to_the_images(tmp_path, make_dataset):
@@ -156,7 +119,7 @@ def test_rerun_of_a_complete_output_makes_no_labeler_and_changes_nothing(tmp_pat
         raise AssertionError("a model would have been loaded for nothing")
 
     again = run_job(whole, never, processes=1, quarantine_limit=0.2)
-    assert again.counts == {**first.counts, "skipped": 8}
+    assert again.totals.counts == {**first.totals.counts, "skipped": 8}
     assert tables_of(out, "captions") | tables_of(out, "quarantine") == before
 
 
@@ -338,15 +301,21 @@ def test_killed_in_the_middle_then_finished_equals_an_uninterrupted_run(tmp_path
 
 SLOW = """
 import json, sys, time
-from cloc.labeling.worker import Job, Labels, run_job
+from cloc.labeling.jobs import run_job
+from cloc.labeling.worker import Job, Labels
 data, out, delay = sys.argv[1], sys.argv[2], float(sys.argv[3])
 class Slow:
+    in_flight = 1
+    def prepare(self, item):
+        return item.key
+    def bucket(self, key):
+        return int(key) % 2
     def label(self, batch):
         time.sleep(delay)
-        return [Labels(rows=[{"text": item.key, "kind": "generated", "model": "slow"}]) for item in batch]
+        return [Labels(rows=[{"text": key, "kind": "generated", "model": "slow"}]) for key in batch]
 job = Job(stage="captioning", table="captions", data=data, captions="", output=out, reads=(), required=(),
           config_hash="", batch_size=2, min_side=1, max_pixels=10**6)
-print(json.dumps(run_job(job, Slow, processes=1, quarantine_limit=0.0).counts))
+print(json.dumps(run_job(job, Slow, processes=1, quarantine_limit=0.0).totals.counts))
 """
 
 
@@ -365,10 +334,10 @@ def run_slowly(data, out, *, delay: float) -> dict[str, int]:
 def test_progress_speaks_while_one_batch_takes_long(tmp_path, make_dataset, capfd):
     data = make_dataset(tmp_path / "data", 4)
 
-    class Slow:
+    class Slow(Echo):
         def label(self, batch):
             time.sleep(0.25)
-            return [Labels() for _ in batch]
+            return super().label(batch)
 
     run_job(job(data, tmp_path / "out"), Slow, processes=1, quarantine_limit=0.0, interval=0.05)
     lines = capfd.readouterr().err.splitlines()
@@ -377,20 +346,17 @@ def test_progress_speaks_while_one_batch_takes_long(tmp_path, make_dataset, capf
     assert "4/4 images" in lines[-1]
 
 
-def test_progress_line_names_rate_shard_and_time_left():
-    progress = Progress("captioning", images=100, shards=4)
+def test_progress_line_names_rate_rows_data_wait_shards_and_time_left():
+    progress = Progress("grounding", images=100, shards=4, rows="regions")
     progress._start = time.monotonic() - 10
     progress.skip(20)
-    progress.shard(2)
-    progress.advance(40)
+    progress.advance(40, rows=100)
+    progress.time(waited=1.0, worked=9.0)
     line = progress.line()
-    assert line == "captioning: 60/100 images, 20 stood already, 4.0 images/s, shard 2 of 4, 10 s, 10 s left"
-
-
-def png(width: int = 32, height: int = 32, mode: str = "RGB") -> bytes:
-    stream = io.BytesIO()
-    Image.new(mode, (width, height)).save(stream, format="PNG")
-    return stream.getvalue()
+    assert line == (
+        "grounding: 60/100 images, 20 stood already, 4.0 images/s, 2.5 regions/image, 10% data wait, "
+        "1 of 4 shards, 10 s, 10 s left"
+    )
 
 
 def one_shard(path, samples) -> str:

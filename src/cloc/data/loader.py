@@ -4,8 +4,6 @@ Order and sampling depend on the seed, the rank and the position alone, so that 
 position. Shapes: B images, S side in pixels, M regions an image, U distinct region texts.
 """
 
-import queue
-import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
@@ -212,23 +210,3 @@ def shuffled(items: Iterable[T], *, rng: np.random.Generator, buffer: int) -> It
         yield item
     for place in rng.permutation(len(held)):
         yield held[place]
-
-
-def prefetched(items: Iterator[T], *, depth: int) -> Iterator[T]:
-    """The items, made ahead in a thread; an exception of the maker is raised here."""
-    channel: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(depth)
-
-    def work() -> None:
-        try:
-            for item in items:
-                channel.put((item, None))
-        except BaseException as error:  # handed over, not swallowed
-            channel.put((None, error))
-
-    threading.Thread(target=work, daemon=True, name="loader").start()
-    while True:
-        item, error = channel.get()
-        if error is not None:
-            raise error
-        assert item is not None
-        yield item

@@ -68,6 +68,12 @@ class S3Storage:
         with self.open(path) as stream:
             return stream.read()
 
+    def read_tail(self, path: str, size: int) -> bytes:
+        with self._errors(path):
+            total = self._client.stat_object(self._bucket, self._name(path)).size or 0
+        with _ObjectStream(self, path, self._name(path), offset=max(0, total - size)) as stream:
+            return stream.readall()
+
     def write_bytes(self, path: str, body: bytes) -> None:
         # One part as large as the body makes it a single put.
         part = min(max(len(body), _MIN_PART), _MAX_PART)
@@ -153,9 +159,9 @@ class S3Storage:
 class _ObjectStream(io.RawIOBase):
     """An object's bytes as they arrive; after a dropped connection it asks for the rest of the same version."""
 
-    def __init__(self, storage: S3Storage, path: str, name: str) -> None:
+    def __init__(self, storage: S3Storage, path: str, name: str, *, offset: int = 0) -> None:
         self._storage, self._path, self._name = storage, path, name
-        self._offset, self._version = 0, ""
+        self._offset, self._version = offset, ""
         self._response = self._request()
         self._version = self._response.headers.get("ETag", "")
 

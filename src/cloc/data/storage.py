@@ -25,6 +25,9 @@ class Storage(Protocol):
     def read_bytes(self, path: str) -> bytes:
         """A whole object. Raises DataError when there is none."""
 
+    def read_tail(self, path: str, size: int) -> bytes:
+        """The last `size` bytes of an object, all of a smaller one. Raises DataError when there is none."""
+
     def write_bytes(self, path: str, body: bytes) -> None:
         """Writes an object whole, replacing what was there."""
 
@@ -70,6 +73,11 @@ class FolderStorage:
 
     def read_bytes(self, path: str) -> bytes:
         with self.open(path) as stream:
+            return stream.read()
+
+    def read_tail(self, path: str, size: int) -> bytes:
+        with self.open(path) as stream:
+            stream.seek(max(0, stream.seek(0, os.SEEK_END) - size))
             return stream.read()
 
     def write_bytes(self, path: str, body: bytes) -> None:

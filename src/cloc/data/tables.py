@@ -1,11 +1,15 @@
 """The label tables beside a shard: small Parquet files that appear whole and say what they were made from.
 
-Each table's metadata carries `input_hash` (what was read: the tar's sha256 and the tables joined to it) and
-`config_hash` (the settings that matter), so that a rerun skips what is done and redoes what changed.
+Each table's metadata carries `input_hash` (what was read: the tar's sha256 and the tables joined to it),
+`config_hash` (the settings that matter), the hash of its own rows, and the maker's statistics. So a rerun skips what is
+done, redoes what changed, and counts what stands, by the last few kilobytes of each file alone.
 """
 
+import hashlib
 import io
+import json
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -16,6 +20,24 @@ from cloc.data.storage import Storage
 from cloc.errors import DataError
 
 _INPUT, _CONFIG, _ROWS = b"cloc.input_hash", b"cloc.config_hash", b"cloc.rows"
+_CONTENT, _STATISTICS = b"cloc.content_hash", b"cloc.statistics"
+_TAIL = 1 << 16  # bytes that hold the footer of all but huge tables
+
+
+@dataclass(frozen=True)
+class TableInfo:
+    """What a table says of itself.
+
+    Attributes:
+        input_hash, config_hash: what it was made from; "" where its maker did not say.
+        content_hash: hash of its rows; "" in a table that something else wrote.
+        statistics: its maker's numbers, JSON values; empty where it gave none.
+    """
+
+    input_hash: str
+    config_hash: str
+    content_hash: str
+    statistics: Mapping[str, Any]
 
 
 def table_path(table: Table, shard: str) -> str:
@@ -31,11 +53,25 @@ def write_table(
     *,
     input_hash: str = "",
     config_hash: str = "",
+    statistics: str = "",
 ) -> int:
-    """Writes a shard's table whole and returns its number of rows. Equal rows give equal bytes."""
+    """Writes a shard's table whole and returns its number of rows. Equal arguments give equal bytes.
+
+    Args:
+        storage, table, shard: where it goes.
+        rows: by the contract's columns.
+        input_hash, config_hash: what it was made from, for `is_current`.
+        statistics: numbers that its maker wants to find again, a JSON object.
+    """
     schema = SCHEMAS[table]
     data = pa.Table.from_pylist(list(rows), schema=schema)
-    metadata = {_INPUT: input_hash.encode(), _CONFIG: config_hash.encode(), _ROWS: str(len(data)).encode()}
+    metadata = {
+        _INPUT: input_hash.encode(),
+        _CONFIG: config_hash.encode(),
+        _ROWS: str(len(data)).encode(),
+        _CONTENT: _content(data).encode(),
+        _STATISTICS: statistics.encode(),
+    }
     sink = io.BytesIO()
     pq.write_table(data.replace_schema_metadata(metadata), sink, compression="zstd")
     storage.write_bytes(table_path(table, shard), sink.getvalue())
@@ -61,12 +97,49 @@ def has_table(storage: Storage, table: Table, shard: str) -> bool:
     return storage.exists(table_path(table, shard))
 
 
+def table_info(storage: Storage, table: Table, shard: str) -> TableInfo | None:
+    """What a shard's table says of itself; None when there is none or it is broken. Reads the end of the file."""
+    if not has_table(storage, table, shard):
+        return None
+    path = table_path(table, shard)
+    try:
+        metadata = _metadata(storage.read_tail(path, _TAIL))
+    except pa.ArrowInvalid:
+        try:
+            metadata = _metadata(storage.read_bytes(path))  # a footer that is longer than the tail
+        except pa.ArrowInvalid:
+            return None
+    texts = {name: metadata.get(name, b"").decode() for name in (_INPUT, _CONFIG, _CONTENT)}
+    return TableInfo(
+        input_hash=texts[_INPUT],
+        config_hash=texts[_CONFIG],
+        content_hash=texts[_CONTENT],
+        statistics=json.loads(metadata.get(_STATISTICS) or b"{}"),
+    )
+
+
 def is_current(storage: Storage, table: Table, shard: str, *, input_hash: str, config_hash: str) -> bool:
     """Whether the table is there and was made from this input with these settings."""
+    info = table_info(storage, table, shard)
+    return info is not None and (info.input_hash, info.config_hash) == (input_hash, config_hash)
+
+
+def content_hash(storage: Storage, table: Table, shard: str) -> str:
+    """Hash of a table's rows, "" when the shard has none; of its bytes where something else than cloc wrote it."""
     if not has_table(storage, table, shard):
-        return False
-    try:
-        metadata = pq.read_metadata(pa.BufferReader(storage.read_bytes(table_path(table, shard)))).metadata or {}
-    except pa.ArrowInvalid:
-        return False  # broken: to be made again
-    return metadata.get(_INPUT) == input_hash.encode() and metadata.get(_CONFIG) == config_hash.encode()
+        return ""
+    info = table_info(storage, table, shard)
+    if info is not None and info.content_hash:
+        return info.content_hash
+    return hashlib.sha256(storage.read_bytes(table_path(table, shard))).hexdigest()
+
+
+def _metadata(body: bytes) -> Mapping[bytes, bytes]:
+    return pq.read_metadata(pa.BufferReader(body)).metadata or {}
+
+
+def _content(data: pa.Table) -> str:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, data.schema) as stream:
+        stream.write_table(data.combine_chunks())
+    return hashlib.sha256(sink.getvalue()).hexdigest()

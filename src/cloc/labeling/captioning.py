@@ -1,19 +1,22 @@
 """Stage: a caption for every image (METHOD, VESL step 1). The alt-text is kept as a second caption.
 
-cloc captioning --data data --captions work/captions
+cloc caption --data data --out work/captions
 """
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from cloc.config.schema import CaptioningConfig, Config
 from cloc.data.dataset import resolve_split
-from cloc.labeling.captioners import CAPTIONERS, Captioner
-from cloc.labeling.settings import config_hash
+from cloc.labeling.captioners import CAPTIONERS, Captioner, Said
+from cloc.labeling.guards import Guards
+from cloc.labeling.jobs import Selection, decode_threads, run_job
+from cloc.labeling.quality import caption_counts, quality_metrics
+from cloc.labeling.settings import config_hash, with_teacher
 from cloc.labeling.text import clean
-from cloc.labeling.worker import Item, Job, Labels, run_job
+from cloc.labeling.worker import Item, Job, Labels
 from cloc.stage import StageResult
 
 STAGE = "captioning"
@@ -25,9 +28,15 @@ class Inputs:
 
     Attributes:
         data: a data set, or a collection whose split `data.train_split` is captioned.
+        teachers: output of the stage `teachers`, whose captioner is used when `captioning.model` is empty.
+        shards: range of shards to label, "first:last"; "" for all.
+        worker: which share of them, "i/n"; "" for all.
     """
 
     data: str
+    teachers: str = ""
+    shards: str = ""
+    worker: str = ""
 
 
 @dataclass(frozen=True)
@@ -36,82 +45,121 @@ class Outputs:
 
     Attributes:
         captions: root of the captions tables and of the quarantine tables.
+        report: folder of the report; "" for none.
     """
 
     captions: str
+    report: str = ""
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    value: Any
+    alt_texts: tuple[str, ...]
+    human_regions: tuple[Mapping[str, Any], ...]
 
 
 class CaptionLabeler:
-    """Rows of the captions table: the backend's captions, then the alt-text."""
+    """Rows of the captions table: the backend's captions that pass the guards, then the alt-text.
 
-    def __init__(self, captioner: Captioner) -> None:
-        self._captioner = captioner
+    Where the data have human boxes, it is counted how many of their classes the captions name; that changes nothing.
 
-    def label(self, batch: Sequence[Item]) -> list[Labels]:
+    Args:
+        captioner: the backend.
+        guards: what generated captions must pass; people's are taken as they are.
+    """
+
+    def __init__(self, captioner: Captioner[Any], guards: Guards) -> None:
+        self._captioner, self._guards = captioner, guards
+        self.in_flight = captioner.in_flight
+
+    def prepare(self, item: Item) -> _Prepared:
         """See `worker.Labeler`."""
-        captions = self._captioner.caption(batch)
-        return [self._rows(item, texts) for item, texts in zip(batch, captions, strict=True)]
-
-    def _rows(self, item: Item, texts: Sequence[str]) -> Labels:
-        distinct = [text for text in dict.fromkeys(clean(text) for text in texts) if text]
-        if not distinct:
-            return Labels(refused=self._captioner.nothing)
-        rows = [_row(text, kind=self._captioner.kind, model=self._captioner.model) for text in distinct]
         alt_texts = dict.fromkeys(clean(text) for text in item.alt_texts)
-        return Labels(rows=rows + [_row(text, kind="alt_text", model="") for text in alt_texts if text])
+        return _Prepared(
+            self._captioner.prepare(item),
+            alt_texts=tuple(text for text in alt_texts if text),
+            human_regions=tuple(row for row in item.sample.regions if row["source"] == "human"),
+        )
 
+    def bucket(self, prepared: _Prepared) -> Hashable:
+        """See `worker.Labeler`."""
+        return self._captioner.bucket(prepared.value)
 
-def _row(text: str, *, kind: str, model: str) -> dict[str, Any]:
-    return {"text": text, "kind": kind, "model": model}
+    def label(self, batch: Sequence[_Prepared]) -> list[Labels]:
+        """See `worker.Labeler`."""
+        said = self._captioner.caption([prepared.value for prepared in batch])
+        return [self._labels(one, prepared) for one, prepared in zip(said, batch, strict=True)]
+
+    def _labels(self, said: Said, prepared: _Prepared) -> Labels:
+        if said.refused:
+            return Labels(refused=said.refused)
+        rows, faults = [], []
+        for text in dict.fromkeys(clean(text) for text in said.texts):
+            fault = self._guards(text, prompt=said.prompt) if self._captioner.kind == "generated" else ""
+            if fault:
+                faults.append(fault)
+            elif text:
+                rows.append({"text": text, "kind": self._captioner.kind, "model": self._captioner.model})
+        if not rows:
+            return Labels(refused=faults[0] if faults else "no caption")
+        counts = caption_counts([row["text"] for row in rows], prepared.human_regions, alt_texts=prepared.alt_texts)
+        rows += [{"text": text, "kind": "alt_text", "model": ""} for text in prepared.alt_texts]
+        return Labels(rows=rows, refused_items=faults, counts=counts)
 
 
 def _make_labeler(config: CaptioningConfig) -> CaptionLabeler:
-    return CaptionLabeler(CAPTIONERS[config.backend](config))
+    return CaptionLabeler(CAPTIONERS[config.backend](config), Guards(config.guards))
 
 
 def run(config: Config, *, inputs: Inputs, outputs: Outputs) -> StageResult:
-    """Captions the training split; what stands already is skipped.
+    """Captions the selected shards of the training split; what stands already is skipped.
 
-    Metrics are those of the paper's Table 1: captions an image, words a caption; the alt-text is not counted.
+    Metrics are those of the paper's Table 1 (captions an image, words a caption; the alt-text is not counted) and,
+    where the data have human boxes, how many of their classes the captions name.
 
     Raises:
-        ConfigError: the model cannot be loaded.
+        ConfigError: the model cannot be loaded, or the endpoint refuses.
         DataError: the data cannot be read, or too much of it had to be quarantined.
     """
-    section = config.captioning
+    section = with_teacher(config.captioning, inputs.teachers, name="captioner", key=STAGE)
     human = section.backend == "annotations"
-    data = resolve_split(inputs.data, config.data.train_split)
     job = Job(
         stage=STAGE,
         table="captions",
-        data=data,
+        data=resolve_split(inputs.data, config.data.train_split),
         captions="",
         output=outputs.captions,
         reads=("captions",),
         required=("captions",) if human else (),
-        config_hash=config_hash(section, config.data, model="" if human else section.model),
+        config_hash=config_hash(section, config.data),
         batch_size=section.batch_size,
         min_side=config.data.min_side,
         max_pixels=config.data.max_pixels,
+        threads=decode_threads(config.data.decode_threads),
     )
-    totals = run_job(
+    done = run_job(
         job,
         partial(_make_labeler, section),
-        processes=config.data.processes if human else 1,
+        processes=config.data.processes if human else section.processes,
         quarantine_limit=config.data.quarantine_limit,
+        selection=Selection.parse(shards=inputs.shards, worker=inputs.worker),
     )
+    totals = done.totals
     return StageResult(
         stage=STAGE,
         metrics={
             "captioning/captions_per_image": totals.rows_per_image,
             "captioning/words_per_caption": totals.words_per_row,
-            "captioning/coverage": totals.labelled / max(1, totals.images),
+            "captioning/coverage": totals.coverage,
+            **{f"captioning/{name}": value for name, value in done.speed.items()},
+            **quality_metrics(totals.more_counts),
         },
         counts=totals.counts,
         message=(
             f"{totals.labelled} of {totals.images} images captioned ({totals.skipped} stood already, "
             f"{totals.quarantined} quarantined): {totals.rows_per_image:.1f} captions an image, "
-            f"{totals.words_per_row:.1f} words each"
+            f"{totals.words_per_row:.1f} words each{done.share}"
         ),
         artifacts={"captions": outputs.captions},
     )

@@ -1,37 +1,44 @@
 """The resumable shard worker that captioning and grounding share.
 
-A shard is the unit of work, retry and commit: its samples are streamed, decoded, labelled in batches, and its table
-appears whole, with the hashes of what it was made from and of the settings that matter. So a killed run loses at most
-its shard, a rerun skips what stands, and what changed is redone. A bad image goes to quarantine and stops nothing.
+A shard is the unit of work, retry and commit: its samples are streamed, decoded and prepared ahead in threads, labelled
+in batches, and its table appears whole, with the hashes of what it was made from and of the settings that matter. So a
+killed run loses at most the shards under way, a rerun skips what stands, and what changed is redone. The next shard is
+read while the last one is labelled and written: a model never waits for the end of a shard.
 
-Quarantine rows of a whole image carry the stage's name ("grounding"); rows of a single box or caption of an image that
-keeps its others carry "<stage>/item". Only whole images count towards the limit.
+What a shard's table holds depends on that shard alone: a batch is of one shard, and batches are formed in reading
+order, whatever the threads do.
+
+A bad image goes to quarantine and stops nothing. Quarantine rows of a whole image carry the stage's name ("grounding");
+rows of a single box or caption of an image that keeps its others carry "<stage>/item". Only whole images count towards
+the limit.
 """
 
-import hashlib
-import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
-from itertools import islice
-from multiprocessing import get_context
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 from PIL import Image
 
 from cloc.data import tables
 from cloc.data.dataset import Dataset, LabeledSample
+from cloc.data.prefetch import prefetched
 from cloc.data.schema import Shard, Table
 from cloc.data.storage import Storage, open_storage
 from cloc.errors import ClocError, DataError
 from cloc.labeling.images import BadImageError, decode
-from cloc.labeling.progress import Progress
-from cloc.labeling.statistics import ShardStats, Totals
+from cloc.labeling.statistics import ShardStats
 from cloc.stage import fingerprint
 
-_READ_AHEAD = 4  # shards handed to a process ahead of the one it works on
-_T = TypeVar("_T")
+T = TypeVar("T")
+_HELD = 8  # batches of images that wait at most for others of their padded size
+# What models and their processors raise for an image that they cannot take; anything else is a fault of the program.
+_IMAGE_ERRORS = (ValueError, RuntimeError, IndexError, ZeroDivisionError, OSError)
 
 
 @dataclass(frozen=True)
@@ -62,18 +69,46 @@ class Labels:
         rows: rows of the stage's table, by the contract's columns, without the key.
         refused: why the whole image cannot be used; "" when it can. A refused image has no rows.
         refused_items: reasons, one for each box or caption that was left out.
+        counts: anything worth summing over a shard.
     """
 
     rows: Sequence[dict[str, Any]] = ()
     refused: str = ""
     refused_items: Sequence[str] = ()
+    counts: Mapping[str, int] = field(default_factory=dict)
 
 
-class Labeler(Protocol):
-    """Labels batches of images."""
+class Labeler(Protocol[T]):
+    """Labels batches of images, which it prepares one by one.
 
-    def label(self, batch: Sequence[Item]) -> Sequence[Labels]:
-        """One `Labels` for each item, in order."""
+    Attributes:
+        in_flight: batches that may be labelled at once, each in a thread of its own; 1 for a local model.
+    """
+
+    in_flight: int
+
+    def prepare(self, item: Item) -> T:
+        """What the model needs of an image; called in threads, ahead of the model.
+
+        Raises:
+            BadImageError: the image cannot be used; it is quarantined with the message.
+        """
+
+    def bucket(self, prepared: T) -> Hashable:
+        """What images must have in common to share a batch, such as their padded size."""
+
+    def label(self, batch: Sequence[T]) -> Sequence[Labels]:
+        """One `Labels` for each, in order."""
+
+
+class Watch(Protocol):
+    """Whoever wants to know how far the work is; told from several threads, one at a time."""
+
+    def advance(self, images: int, rows: int = 0) -> None:
+        """Images went through and got so many rows."""
+
+    def time(self, *, waited: float, worked: float) -> None:
+        """Seconds in which the labeler waited for data, and in which it worked."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +126,7 @@ class Job:
         config_hash: hash of the settings that the labels depend on.
         batch_size: images a batch.
         min_side, max_pixels: limits on images, pixels.
+        threads: threads that decode and prepare images, a process.
     """
 
     stage: str
@@ -104,6 +140,7 @@ class Job:
     batch_size: int
     min_side: int
     max_pixels: int
+    threads: int = 1
 
     def open(self) -> Dataset:
         """The data set with the tables that the job reads."""
@@ -118,165 +155,237 @@ class Job:
         found = []
         for table in self.reads:
             storage = data.captions if table == "captions" else data.regions
-            exists = tables.has_table(storage, table, shard.name)
-            path = tables.table_path(table, shard.name)
-            if not exists and table in self.required:
+            content = tables.content_hash(storage, table, shard.name)
+            if not content and table in self.required:
                 raise DataError(
-                    f"{self.stage}: shard {shard.name} of {self.data} has no {table} table ({storage.url}/{path}); "
-                    f"make the {table} first"
+                    f"{self.stage}: shard {shard.name} of {self.data} has no {table} table "
+                    f"({storage.url}/{tables.table_path(table, shard.name)}); make the {table} first"
                 )
-            found.append(hashlib.sha256(storage.read_bytes(path)).hexdigest() if exists else "")
+            found.append(content)
         return fingerprint(shard.sha256, self.reads, found)
 
 
 @dataclass
-class _Found:
-    """Rows of a shard's tables as they grow."""
+class _Opened:
+    """A shard under way: what was said of its images so far, by position."""
 
-    rows: list[dict[str, Any]] = field(default_factory=list)
-    quarantine: list[dict[str, Any]] = field(default_factory=list)
+    shard: Shard
+    input_hash: str
+    keys: list[str] = field(default_factory=list)
+    labels: dict[int, Labels] = field(default_factory=dict)
+    buckets: dict[Hashable, list[tuple[int, Any]]] = field(default_factory=dict)
+    read: bool = False
+    closed: bool = False
 
 
-def run_job(
-    job: Job, make_labeler: Callable[[], Labeler], *, processes: int, quarantine_limit: float, interval: float = 5.0
-) -> Totals:
-    """Labels every shard of a data set that is not labelled yet.
+@dataclass(frozen=True)
+class _Prepared:
+    """A prepared image, or why there is none."""
+
+    value: Any = None
+    bucket: Hashable = None
+    refused: str = ""
+
+
+@dataclass(frozen=True)
+class _Read:
+    """An image of a shard that is being prepared; without one, the shard's end."""
+
+    opened: _Opened
+    key: str = ""
+    prepared: Future[_Prepared] | None = None
+
+
+@dataclass(frozen=True)
+class _Batch:
+    opened: _Opened
+    members: tuple[tuple[int, Any], ...]
+
+
+class Worker:
+    """Labels shards, one after another, in this process.
 
     Args:
         job: what is to be done.
-        make_labeler: makes the backend; called only when there is something to do, in each process that works, so it
-            must be picklable when `processes` is not 1.
-        processes: processes over shards; 0 takes one a core. Use 1 for a model.
-        quarantine_limit: largest share of quarantined images.
-        interval: seconds between lines of progress.
-
-    Returns:
-        Statistics of all shards, those that stood already included.
-
-    Raises:
-        DataError: a shard is unreadable, or too large a share of the images had to be quarantined.
-        ClocError: a process died.
+        labeler: the backend, ready to work.
+        watch: told of every batch.
     """
-    data, totals = job.open(), Totals()
-    output, shards = open_storage(job.output), data.manifest.shards
-    if output.url.rstrip("/") == data.images.url.rstrip("/"):
-        raise DataError(f"{job.stage}: the output {job.output} is the data set itself, whose tables it would overwrite")
-    todo: list[Shard] = []
-    with Progress(job.stage, data.manifest.images, len(shards), interval) as progress:
-        for shard in shards:
-            hashes = {"input_hash": job.input_hash(data, shard), "config_hash": job.config_hash}
-            if tables.is_current(output, job.table, shard.name, **hashes):
-                totals.add(_stats(job, output, shard, skipped=True))
-                progress.skip(shard.images)
-            else:
-                todo.append(shard)
-        _check_limit(job, totals, images=data.manifest.images, limit=quarantine_limit)
-        workers = min(processes or len(os.sched_getaffinity(0)), len(todo))
-        done = (
-            _in_processes(job, make_labeler, todo, workers) if workers > 1 else _here(job, make_labeler, todo, progress)
-        )
-        for number, stats in enumerate(done, start=len(shards) - len(todo) + 1):
-            totals.add(stats)
-            progress.shard(number)
-            if workers > 1:
-                progress.advance(stats.images)
-            # The limit is a share of the whole set: once it is passed, no later shard can mend it.
-            _check_limit(job, totals, images=data.manifest.images, limit=quarantine_limit)
-    return totals
 
+    def __init__(self, job: Job, labeler: Labeler[Any], *, watch: Watch) -> None:
+        self._job, self._labeler, self._watch = job, labeler, watch
+        self._data, self._output = job.open(), open_storage(job.output)
+        self._preparing = ThreadPoolExecutor(job.threads, thread_name_prefix="prepare")
+        self._labelling = ThreadPoolExecutor(labeler.in_flight, thread_name_prefix="label")
+        self._writing = ThreadPoolExecutor(1, thread_name_prefix="write")
+        self._running: deque[tuple[_Batch, Future[list[Labels]]]] = deque()
+        self._written: deque[tuple[str, Future[ShardStats]]] = deque()
+        self._clock = _Clock(watch)
 
-def _here(
-    job: Job, make_labeler: Callable[[], Labeler], shards: Sequence[Shard], progress: Progress
-) -> Iterator[ShardStats]:
-    if shards:
-        data, labeler = job.open(), make_labeler()
-        for shard in shards:
-            yield label_shard(job, data, labeler, shard, advance=progress.advance)
+    def label(self, shards: Iterable[Shard]) -> Iterator[tuple[str, ShardStats]]:
+        """Labels shards and writes their tables; gives the name and the statistics of each that is written.
 
-
-def _in_processes(
-    job: Job, make_labeler: Callable[[], Labeler], shards: Sequence[Shard], processes: int
-) -> Iterator[ShardStats]:
-    """Shards over spawned processes: a fork would copy the locks of running threads."""
-    waiting = iter(shards)
-    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+        Raises:
+            DataError: a shard is unreadable.
+        """
+        depth = 2 * self._job.batch_size + self._job.threads
         try:
-            running = {
-                pool.submit(_one_shard, job, make_labeler, shard) for shard in islice(waiting, processes * _READ_AHEAD)
-            }
-            while running:
-                future = next(as_completed(running))
-                running.remove(future)
-                yield future.result()
-                running |= {pool.submit(_one_shard, job, make_labeler, shard) for shard in islice(waiting, 1)}
-        except BrokenProcessPool:
-            raise ClocError(
-                f"{job.stage}: a labelling process died (out of memory?); run again to go on, with fewer data.processes"
-            ) from None
+            with closing(prefetched(self._read(shards), depth=depth)) as reads:
+                for read in reads:
+                    for batch in self._take(read):
+                        # One batch waits behind those that run: a model that ends one goes on at once.
+                        self._running.append((batch, self._labelling.submit(self._label, batch)))
+                        self._settle(running=self._labeler.in_flight)
+                    self._close(read.opened)
+                    while self._written and self._written[0][1].done():
+                        yield self._next_written()
+            self._settle(running=0)
+            while self._written:
+                yield self._next_written()
         finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+            for pool in (self._preparing, self._labelling, self._writing):
+                pool.shutdown(wait=True, cancel_futures=True)
 
+    def _read(self, shards: Iterable[Shard]) -> Iterator[_Read]:
+        """Runs in a thread of its own; the depth of the prefetching bounds how many images are in memory."""
+        for shard in shards:
+            opened = _Opened(shard, self._job.input_hash(self._data, shard))
+            for sample in self._data.read(shard):
+                yield _Read(opened, sample.sample.key, self._preparing.submit(self._prepare, sample))
+            yield _Read(opened)
 
-def _one_shard(job: Job, make_labeler: Callable[[], Labeler], shard: Shard) -> ShardStats:
-    return label_shard(job, job.open(), make_labeler(), shard)
+    def _prepare(self, sample: LabeledSample) -> _Prepared:
+        try:
+            image = decode(sample.sample.image, min_side=self._job.min_side, max_pixels=self._job.max_pixels)
+            value = self._labeler.prepare(Item(image, sample))
+            return _Prepared(value, self._labeler.bucket(value))
+        except BadImageError as error:
+            return _Prepared(refused=str(error))
+        except ClocError:
+            raise
+        except _IMAGE_ERRORS as error:
+            return _Prepared(refused=f"cannot be prepared: {_line(error)}")
 
+    def _take(self, read: _Read) -> Iterator[_Batch]:
+        """Files an image under its bucket; gives the batches that are then full, at the shard's end all that wait."""
+        opened = read.opened
+        if read.prepared is None:
+            opened.read = True
+            for bucket in list(opened.buckets):
+                yield _Batch(opened, tuple(opened.buckets.pop(bucket)))
+            return
+        place, prepared = len(opened.keys), read.prepared.result()
+        opened.keys.append(read.key)
+        if prepared.refused:
+            opened.labels[place] = Labels(refused=prepared.refused)
+            self._watch.advance(1)
+            return
+        waiting = opened.buckets.setdefault(prepared.bucket, [])
+        waiting.append((place, prepared.value))
+        if len(waiting) == self._job.batch_size:
+            yield _Batch(opened, tuple(opened.buckets.pop(prepared.bucket)))
+        elif sum(map(len, opened.buckets.values())) > _HELD * self._job.batch_size:
+            fullest = max(opened.buckets, key=lambda bucket: len(opened.buckets[bucket]))
+            yield _Batch(opened, tuple(opened.buckets.pop(fullest)))
 
-def label_shard(
-    job: Job, data: Dataset, labeler: Labeler, shard: Shard, *, advance: Callable[[int], None] = lambda images: None
-) -> ShardStats:
-    """Labels one shard and writes its tables; returns its statistics."""
-    output, found = open_storage(job.output), _Found()
-    input_hash = job.input_hash(data, shard)
-    for batch in _batches(data.read(shard), job.batch_size):
-        items: list[Item] = []
-        for sample in batch:
-            try:
-                image = decode(sample.sample.image, min_side=job.min_side, max_pixels=job.max_pixels)
-                items.append(Item(image, sample))
-            except BadImageError as error:
-                found.quarantine.append({"key": sample.sample.key, "stage": job.stage, "reason": str(error)})
-        for item, labels in zip(items, labeler.label(items) if items else (), strict=True):
-            _collect(job, item.key, labels, found)
-        advance(len(batch))
-    hashes = {"input_hash": input_hash, "config_hash": job.config_hash}
-    # Quarantine first: the stage's own table is the commit that a rerun looks for.
-    others = [row for row in _quarantine(output, shard) if row["stage"].partition("/")[0] != job.stage]
-    tables.write_table(output, "quarantine", shard.name, [*others, *found.quarantine], **hashes)
-    tables.write_table(output, job.table, shard.name, found.rows, **hashes)
-    return _stats(job, output, shard)
+    def _label(self, batch: _Batch) -> list[Labels]:
+        with self._clock:
+            return self._attempt([value for _, value in batch.members])
 
+    def _attempt(self, values: Sequence[Any]) -> list[Labels]:
+        """Labels a batch; where the model fails at it, each image alone, so that a bad one stops nothing."""
+        try:
+            labels = list(self._labeler.label(values))
+        except ClocError:
+            raise
+        except _IMAGE_ERRORS as error:
+            if len(values) == 1:
+                return [Labels(refused=f"the model fails at it: {_line(error)}")]
+            return [labels for value in values for labels in self._attempt([value])]
+        assert len(labels) == len(values), "a labeler says something of every image"
+        return labels
 
-def _collect(job: Job, key: str, labels: Labels, found: _Found) -> None:
-    assert not (labels.refused and labels.rows), "a refused image has no rows"
-    found.rows += [{"key": key, **row} for row in labels.rows]
-    if labels.refused:
-        found.quarantine.append({"key": key, "stage": job.stage, "reason": labels.refused})
-    found.quarantine += [{"key": key, "stage": f"{job.stage}/item", "reason": why} for why in labels.refused_items]
+    def _settle(self, *, running: int) -> None:
+        """Takes the labels of finished batches, and waits until at most `running` and one more are under way."""
+        while self._running and (len(self._running) > running + bool(running) or self._running[0][1].done()):
+            batch, future = self._running.popleft()
+            rows = 0
+            for (place, _), labels in zip(batch.members, future.result(), strict=True):
+                assert not (labels.refused and labels.rows), "a refused image has no rows"
+                batch.opened.labels[place] = labels
+                rows += sum(row.get("kind") != "alt_text" for row in labels.rows)
+            self._watch.advance(len(batch.members), rows)
+            self._close(batch.opened)
 
+    def _close(self, opened: _Opened) -> None:
+        """Has a shard written once everything was said of it."""
+        if opened.read and not opened.closed and len(opened.labels) == len(opened.keys):
+            opened.closed = True
+            self._written.append((opened.shard.name, self._writing.submit(self._write, opened)))
 
-def _batches(items: Iterable[_T], size: int) -> Iterator[list[_T]]:
-    iterator = iter(items)
-    while batch := list(islice(iterator, size)):
-        yield batch
+    def _next_written(self) -> tuple[str, ShardStats]:
+        name, stats = self._written.popleft()
+        return name, stats.result()
 
-
-def _quarantine(storage: Storage, shard: Shard) -> list[dict[str, Any]]:
-    if not tables.has_table(storage, "quarantine", shard.name):
-        return []
-    rows: list[dict[str, Any]] = tables.read_table(storage, "quarantine", shard.name).to_pylist()
-    return rows
-
-
-def _stats(job: Job, output: Storage, shard: Shard, *, skipped: bool = False) -> ShardStats:
-    """Statistics from the tables as they stand, so that a skipped shard counts like a new one."""
-    rows = tables.read_table(output, job.table, shard.name).to_pylist()
-    return ShardStats.of(job.stage, rows, _quarantine(output, shard), images=shard.images, skipped=skipped)
-
-
-def _check_limit(job: Job, totals: Totals, *, images: int, limit: float) -> None:
-    if totals.quarantined > limit * images:
-        reason, count = totals.reasons.most_common(1)[0]
-        raise DataError(
-            f"{job.stage}: {totals.quarantined} of {images} images of {job.data} had to be quarantined, more than "
-            f"data.quarantine_limit {limit:g} allows; {count} of them: {reason} (all: {job.output}/quarantine)"
+    def _write(self, opened: _Opened) -> ShardStats:
+        """Writes a shard's tables."""
+        job, name = self._job, opened.shard.name
+        rows: list[dict[str, Any]] = []
+        refused: list[dict[str, Any]] = []
+        counts: Counter[str] = Counter()
+        for place, key in enumerate(opened.keys):
+            labels = opened.labels[place]
+            rows += [{"key": key, **row} for row in labels.rows]
+            if labels.refused:
+                refused.append({"key": key, "stage": job.stage, "reason": labels.refused})
+            refused += [{"key": key, "stage": f"{job.stage}/item", "reason": why} for why in labels.refused_items]
+            counts.update(labels.counts)
+        stats = ShardStats.of(
+            rows,
+            images=len(opened.keys),
+            reasons=[row["reason"] for row in refused if row["stage"] == job.stage],
+            item_reasons=[row["reason"] for row in refused if row["stage"] != job.stage],
+            counts=counts,
         )
+        write = partial(
+            tables.write_table, self._output, shard=name, input_hash=opened.input_hash, config_hash=job.config_hash
+        )
+        # Quarantine first: the stage's own table is the commit that a rerun looks for.
+        others = [row for row in _quarantine(self._output, name) if row["stage"].partition("/")[0] != job.stage]
+        write(table="quarantine", rows=[*others, *refused])
+        write(table=job.table, rows=rows, statistics=stats.to_json())
+        return stats
+
+
+class _Clock:
+    """Tells the watch how long at least one batch was being labelled, and how long none was."""
+
+    def __init__(self, watch: Watch) -> None:
+        self._watch, self._lock = watch, threading.Lock()
+        self._active, self._since = 0, time.monotonic()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._active:
+                self._watch.time(waited=self._lap(), worked=0.0)
+            self._active += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._active -= 1
+            if not self._active:
+                self._watch.time(waited=0.0, worked=self._lap())
+
+    def _lap(self) -> float:
+        before, self._since = self._since, time.monotonic()
+        return self._since - before
+
+
+def _line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
+def _quarantine(storage: Storage, shard: str) -> list[dict[str, Any]]:
+    if not tables.has_table(storage, "quarantine", shard):
+        return []
+    rows: list[dict[str, Any]] = tables.read_table(storage, "quarantine", shard).to_pylist()
+    return rows

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cloc.config.schema import AdapterConfig
-from cloc.data.loader import prefetched
+from cloc.data.prefetch import prefetched
 from cloc.errors import TrainingError
 from cloc.mllm.chat import IGNORED, ChatBatch, attention_mask
 from cloc.mllm.model import Adapter

@@ -19,7 +19,8 @@ from torch.nn.parallel import DistributedDataParallel
 from cloc.config import parse
 from cloc.config.schema import RECORDING
 from cloc.data.dataset import Dataset
-from cloc.data.loader import Batch, LoaderSettings, TrainLoader, prefetched
+from cloc.data.loader import Batch, LoaderSettings, TrainLoader
+from cloc.data.prefetch import prefetched
 from cloc.errors import ClocError, TrainingError
 from cloc.model import factory
 from cloc.stage import fingerprint

@@ -8,10 +8,21 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import (
+    BertConfig,
     BlipConfig,
     BlipForConditionalGeneration,
     BlipImageProcessorPil,
     BlipProcessor,
+    CLIPTextConfig,
+    DetrImageProcessorPil,
+    GroundingDinoConfig,
+    GroundingDinoForObjectDetection,
+    GroundingDinoImageProcessorPil,
+    GroundingDinoProcessor,
+    MMGroundingDinoConfig,
+    MMGroundingDinoForObjectDetection,
+    OmDetTurboConfig,
+    OmDetTurboForObjectDetection,
     Owlv2Config,
     Owlv2ForObjectDetection,
     Owlv2ImageProcessorPil,
@@ -21,6 +32,7 @@ from transformers import (
     OwlViTImageProcessorPil,
     OwlViTProcessor,
     PreTrainedTokenizerFast,
+    SwinConfig,
 )
 
 WORDS = "a the red green blue yellow box ball key apple left right of and large small".split()  # noqa: SIM905
@@ -34,7 +46,13 @@ def _tokenizer(tokens: list[str], *, start: str, end: str, pad: str, unknown: st
         single=f"{start} $A {end}", special_tokens=[(start, tokens.index(start)), (end, tokens.index(end))]
     )
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token=start, eos_token=end, pad_token=pad, unk_token=unknown
+        tokenizer_object=tokenizer,
+        bos_token=start,
+        eos_token=end,
+        cls_token=start,
+        sep_token=end,
+        pad_token=pad,
+        unk_token=unknown,
     )
 
 
@@ -91,3 +109,109 @@ def save_owl(folder: str | Path, kind: str, *, image_size: int = 64, seed: int =
     picture = pictures[kind](size={"height": image_size, "width": image_size})
     both[kind](picture, tokenizer).save_pretrained(folder)
     return str(folder)
+
+
+def save_detector(folder: str | Path, kind: str, *, seed: int = 0) -> str:
+    """A detector of any model type that the `transformers` backend knows."""
+    makers = {"owlvit": save_owl, "owlv2": save_owl, "omdet-turbo": save_omdet}
+    return makers.get(kind, save_grounding_dino)(folder, kind, seed=seed)
+
+
+def _swin(**changes) -> SwinConfig:
+    sizes = {"embed_dim": 8, "depths": [1, 1, 1, 1], "num_heads": [1, 1, 2, 2], "window_size": 4}
+    return SwinConfig(image_size=64, patch_size=4, out_indices=[2, 3, 4], **sizes, **changes)
+
+
+def save_grounding_dino(
+    folder: str | Path, kind: str = "grounding-dino", *, num_queries: int = 20, seed: int = 0
+) -> str:
+    """A Grounding DINO ("grounding-dino") or MM-Grounding-DINO ("mm-grounding-dino") of `num_queries` proposals, 24
+    tokens of text and images of 64 by 128 pixels at most."""
+    torch.manual_seed(seed)
+    # BERT's numbers: the class has those of [CLS], [SEP], "." and "?" written into it.
+    tokens = ["[PAD]", *(f"[unused{number}]" for number in range(1, 1030))]
+    tokens[100:103] = ["[UNK]", "[CLS]", "[SEP]"]
+    tokens[200 : 200 + len(WORDS)] = WORDS
+    tokens[1012], tokens[1029] = ".", "?"
+    configs = {"grounding-dino": GroundingDinoConfig, "mm-grounding-dino": MMGroundingDinoConfig}
+    classes = {
+        "grounding-dino": GroundingDinoForObjectDetection,
+        "mm-grounding-dino": MMGroundingDinoForObjectDetection,
+    }
+    layers = {f"{part}_{name}": value for part in ("encoder", "decoder") for name, value in _DETR_SIZES.items()}
+    config = configs[kind](
+        backbone_config=_swin(),
+        text_config=BertConfig(
+            vocab_size=len(tokens),
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            max_position_embeddings=32,
+        ),
+        **layers,
+        d_model=64,
+        num_queries=num_queries,
+        max_text_len=24,
+    )
+    _with_large_weights(classes[kind](config)).save_pretrained(folder)
+    tokenizer = _tokenizer(tokens, start="[CLS]", end="[SEP]", pad="[PAD]", unknown="[UNK]")
+    picture = GroundingDinoImageProcessorPil(size={"shortest_edge": 64, "longest_edge": 128})
+    GroundingDinoProcessor(picture, tokenizer).save_pretrained(folder)
+    return str(folder)
+
+
+_DETR_SIZES = {"layers": 2, "ffn_dim": 32, "attention_heads": 4}
+
+
+def save_omdet(folder: str | Path, kind: str = "omdet-turbo", *, seed: int = 0) -> str:
+    """An OmDet-Turbo of 20 proposals and 64-pixel images, with a CLIP-like vocabulary and a backbone without timm."""
+    torch.manual_seed(seed)
+    tokens = ["!", "<unk>", *WORDS, "detect", "<|startoftext|>", "<|endoftext|>"]
+    config = OmDetTurboConfig(
+        backbone_config=_swin().to_dict(),
+        text_config=CLIPTextConfig(
+            vocab_size=len(tokens),
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            pad_token_id=0,
+            bos_token_id=len(tokens) - 2,
+            eos_token_id=len(tokens) - 1,
+        ).to_dict(),
+        image_size=64,
+        num_queries=20,
+        # As they come, only feature maps of timm suit this norm.
+        apply_layernorm_after_vision_backbone=False,
+        text_projection_in_dim=16,
+        text_projection_out_dim=16,
+        class_embed_dim=16,
+        task_encoder_hidden_dim=32,
+        encoder_in_channels=[16, 32, 64],
+        vision_features_channels=[32, 32, 32],
+        encoder_hidden_dim=32,
+        encoder_attention_heads=4,
+        encoder_dim_feedforward=32,
+        decoder_hidden_dim=32,
+        decoder_num_heads=4,
+        decoder_num_layers=2,
+        decoder_dim_feedforward=32,
+    )
+    _with_large_weights(OmDetTurboForObjectDetection(config)).save_pretrained(folder)
+    tokenizer = _tokenizer(tokens, start="<|startoftext|>", end="<|endoftext|>", pad="!", unknown="<unk>")
+    # Its processor class needs torchvision: the parts are saved by themselves, under the names it would give them.
+    tokenizer.save_pretrained(folder)
+    DetrImageProcessorPil(size={"height": 64, "width": 64}).save_pretrained(folder)
+    return str(folder)
+
+
+def _with_large_weights(model: torch.nn.Module) -> torch.nn.Module:
+    """So that scores and boxes differ: as they come, the last layers of DETR's box heads are 0."""
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if weight.ndim == 2 and "bbox" in name:
+                weight.normal_(std=0.2)
+            elif weight.ndim == 2:
+                weight.mul_(1.5)
+    return model

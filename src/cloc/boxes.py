@@ -47,11 +47,13 @@ def iou(a: BoxesXYXY, b: BoxesXYXY) -> npt.NDArray[np.floating]:
 def nms(boxes: BoxesXYXY, scores: npt.NDArray[np.floating], *, threshold: float) -> npt.NDArray[np.intp]:
     """Class-agnostic non-maximum suppression: indices kept, best score first (ties: the earlier box)."""
     order = np.argsort(-scores, kind="stable")
-    overlaps = iou(boxes, boxes)
+    if threshold >= 1:
+        return order
     kept: list[int] = []
-    for index in order:
-        if all(overlaps[index, other] <= threshold for other in kept):
-            kept.append(int(index))
+    while order.size:
+        best, order = order[0], order[1:]
+        kept.append(int(best))
+        order = order[iou(boxes[best : best + 1], boxes[order])[0] <= threshold]
     return np.asarray(kept, dtype=np.intp)
 
 

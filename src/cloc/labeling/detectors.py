@@ -1,12 +1,14 @@
 """Grounding backends behind one interface: a batch of images and their phrases in, regions out."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 from cloc.config.schema import GroundingConfig
 from cloc.labeling.phrases import NgramExtractor, PhraseExtractor, words
 from cloc.labeling.worker import Item
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -34,39 +36,54 @@ class Region:
 Queries = Callable[[Item], list[str]]
 
 
-class Detector(Protocol):
-    """A grounding backend."""
+class Detector(Protocol[T]):
+    """A grounding backend: prepares images one by one, ahead and in threads, and finds regions in batches of them.
 
-    def detect(self, batch: Sequence[Item]) -> Sequence[Sequence[Region]]:
-        """The regions of each image, in order, none to many; boxes need not be usable yet.
+    Attributes:
+        in_flight: batches that may be asked for at once.
+    """
 
-        Args:
-            batch: images (RGB) with their caption rows and the region rows that the data has.
-        """
+    in_flight: int
+
+    def prepare(self, item: Item) -> T:
+        """What the backend needs of an image (RGB) with its caption rows and the region rows that the data has."""
+
+    def bucket(self, prepared: T) -> Hashable:
+        """What images must have in common to share a batch."""
+
+    def detect(self, batch: Sequence[T]) -> Sequence[Sequence[Region]]:
+        """The regions of each image, in order, none to many; boxes need not be usable yet."""
 
 
 class AnnotationsDetector:
-    """Takes the human regions in the data set's own regions table."""
+    """Takes the human regions in the data set's own regions table: rows with source `human`, score and label kept."""
 
-    def detect(self, batch: Sequence[Item]) -> list[list[Region]]:
-        """The rows of the regions table with source `human`, score and label kept."""
+    in_flight = 1
+
+    def prepare(self, item: Item) -> list[Region]:
+        """See `Detector`."""
         return [
-            [
-                Region(
-                    box=(row["x1"], row["y1"], row["x2"], row["y2"]),
-                    text=row["text"],
-                    score=row["score"],
-                    source="human",
-                    label=row["label"],
-                )
-                for row in item.sample.regions
-                if row["source"] == "human"
-            ]
-            for item in batch
+            Region(
+                box=(row["x1"], row["y1"], row["x2"], row["y2"]),
+                text=row["text"],
+                score=row["score"],
+                source="human",
+                label=row["label"],
+            )
+            for row in item.sample.regions
+            if row["source"] == "human"
         ]
 
+    def bucket(self, prepared: list[Region]) -> Hashable:
+        """All fit together."""
+        return None
 
-class AltTextAnnotationsDetector:
+    def detect(self, batch: Sequence[list[Region]]) -> Sequence[list[Region]]:
+        """See `Detector`."""
+        return batch
+
+
+class AltTextAnnotationsDetector(AnnotationsDetector):
     """The human regions that the image's alt-text names, called what the alt-text calls them; the others are left out.
 
     What a detector that sees every box would find when asked for the n-grams: a box is named by the longest n-gram
@@ -78,15 +95,12 @@ class AltTextAnnotationsDetector:
     """
 
     def __init__(self, ngrams: Queries) -> None:
-        self._ngrams, self._human = ngrams, AnnotationsDetector()
+        self._ngrams = ngrams
 
-    def detect(self, batch: Sequence[Item]) -> list[list[Region]]:
+    def prepare(self, item: Item) -> list[Region]:
         """See `Detector`."""
-        found = []
-        for item, regions in zip(batch, self._human.detect(batch), strict=True):
-            ngrams = [ngram.split() for ngram in self._ngrams(item)]
-            found.append([_named(region, ngrams) for region in regions])
-        return found
+        ngrams = [ngram.split() for ngram in self._ngrams(item)]
+        return [_named(region, ngrams) for region in super().prepare(item)]
 
 
 def _named(region: Region, ngrams: Sequence[list[str]]) -> Region:
@@ -105,7 +119,12 @@ def _contains(whole: Sequence[str], part: Sequence[str]) -> bool:
 
 def caption_queries(config: GroundingConfig) -> Queries:
     """Noun phrases of an item's captions, generated and human ones and not the alt-text (METHOD, VESL step 2)."""
-    extract = PhraseExtractor(tagger=config.tagger, max_phrases=config.max_phrases)
+    extract = PhraseExtractor(
+        tagger=config.tagger,
+        max_phrases=config.max_phrases,
+        nltk_data=config.nltk_data,
+        spacy_model=config.spacy_model,
+    )
     return lambda item: extract(row["text"] for row in item.sample.captions if row["kind"] != "alt_text")
 
 
@@ -121,19 +140,19 @@ QUERIES: Mapping[str, Callable[[GroundingConfig], Queries]] = {
 }
 
 
-def _annotations(config: GroundingConfig) -> Detector:
+def _annotations(config: GroundingConfig) -> Detector[Any]:
     if config.phrases == "alt_text_ngrams":
         return AltTextAnnotationsDetector(alt_text_queries(config))
     return AnnotationsDetector()
 
 
-def _transformers(config: GroundingConfig) -> Detector:
+def _transformers(config: GroundingConfig) -> Detector[Any]:
     from cloc.labeling.detector_transformers import TransformersDetector
 
     return TransformersDetector(config, QUERIES[config.phrases](config))
 
 
-DETECTORS: Mapping[str, Callable[[GroundingConfig], Detector]] = {
+DETECTORS: Mapping[str, Callable[[GroundingConfig], Detector[Any]]] = {
     "annotations": _annotations,
     "transformers": _transformers,
 }

@@ -48,11 +48,15 @@ def load(make: Callable[..., _T], model: str, *, key: str, **settings: Any) -> _
         ) from error
 
 
-def check_model(model: str, *, key: str) -> None:
-    """Raises ConfigError unless `model` is a folder or hub id with a config: the cheapest thing to find wrong first."""
+def check_model(model: str, *, key: str) -> Any:
+    """The config of a model: the cheapest thing to find wrong first.
+
+    Raises:
+        ConfigError: `model` is no folder and no hub id with a config.
+    """
     if model.startswith(("/", ".", "~")) and not Path(model).is_dir():
         raise ConfigError(f"{key}: there is no folder {model!r}; name a hub id or a folder written by save_pretrained")
-    load(AutoConfig.from_pretrained, model, key=key)
+    return load(AutoConfig.from_pretrained, model, key=key)
 
 
 def load_model(

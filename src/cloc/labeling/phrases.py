@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from cloc.labeling.taggers import BREAK, BREAKS, COMMA, NOUN_OR_ADJECTIVE, TaggerData, make_tagger
+from cloc.labeling.taggers import BREAK, BREAKS, COMMA, TaggerData, make_tagger
 
 MAX_CHARACTERS = 20_000
 MAX_WORDS = 1_000
@@ -133,6 +133,17 @@ def noun_phrases(tags: Sequence[str]) -> Iterator[tuple[int, int]]:
     return (match.span() for match in _NOUN_PHRASE.finditer("".join(map(_kind, tags))))
 
 
+def _restore(tags: list[str], gap: int) -> None:
+    """Takes back, in place, uncertain nouns beside a generic word that was dropped, which was the noun instead.
+
+    So are the adjective before it ("on a plain background") and the verb after it ("the image shows").
+    """
+    if gap and "|J" in tags[gap - 1]:
+        tags[gap - 1] = "JJ"
+    if gap < len(tags) and "|V" in tags[gap]:
+        tags[gap] = "VB"
+
+
 class PhraseExtractor:
     """Turns captions into phrases. Several threads may call it at once.
 
@@ -163,9 +174,9 @@ class PhraseExtractor:
     def _phrases(self, caption: str) -> Iterator[str]:
         reading = read(caption)
         tags = self._tag(reading.words)
+        for place in reading.gaps:
+            _restore(tags, place)
         for start, stop in noun_phrases(tags):
-            if tags[stop - 1] == NOUN_OR_ADJECTIVE and stop in reading.gaps:
-                continue  # its noun was a generic word: "on a plain background"
             kept = reading.words[start + (tags[start] == "DT") : stop]
             if not STOP_WORDS.issuperset(kept):
                 yield " ".join(kept)

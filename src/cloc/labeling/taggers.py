@@ -86,8 +86,6 @@ class LexiconTagger:
         return tags
 
 
-# Ambiguous, as the Penn Treebank writes it: an adjective in the lexicon, a noun where it stands.
-NOUN_OR_ADJECTIVE = "NN|JJ"
 _NUMBERS = frozenset(("two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"))
 _DETERMINERS = ("DT", "PRP$")
 _MODIFIERS = ("JJ", "RB", COMMA)
@@ -95,6 +93,8 @@ _MODIFIERS = ("JJ", "RB", COMMA)
 
 def _find_nouns(words: Sequence[str], tags: list[str]) -> None:
     """Tags the noun that a determiner or a number needs, where none is tagged; in place.
+
+    The tag that the word had stays behind a bar, as the Penn Treebank writes what is uncertain: `NN|JJ`, `NNS|VBZ`.
 
     - `DT JJ*` and a base verb: the verb is it ("the large bear").
     - `DT JJ*` and an end: the last adjective is it ("a red key"). Neither the comma of "a large, old key" nor the "and"
@@ -105,9 +105,9 @@ def _find_nouns(words: Sequence[str], tags: list[str]) -> None:
     wanting = plural = False  # a determiner (a number) stands before, and since then only modifiers
     for index, tag in enumerate(tuple(tags)):
         if plural and tag == "VBZ":
-            tags[index] = "NNS"
+            tags[index] = f"NNS|{tag}"
         elif wanting and tag in ("VB", "VBP"):
-            tags[index] = "NN"
+            tags[index] = f"NN|{tag}"
         elif wanting and _ends(tags, index):
             _take_as_noun(tags, index)
         modifier = tag.startswith(_MODIFIERS)
@@ -135,7 +135,7 @@ def _take_as_noun(tags: list[str], end: int) -> None:
     while tags[last] == COMMA:
         last -= 1
     if tags[last].startswith("JJ"):
-        tags[last] = NOUN_OR_ADJECTIVE
+        tags[last] = f"NN|{tags[last]}"
 
 
 _PERCEPTRON = "averaged_perceptron_tagger_eng"

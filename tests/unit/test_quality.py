@@ -160,7 +160,13 @@ def test_captions_are_held_against_the_alt_text() -> None:
     counts = caption_counts(
         ["Two keys by a lamp.", "an ox under traffic\nlights"], rows, alt_texts=["key.jpg free download"]
     )
-    assert counts == {"judged_images": 1, "human_classes": 3, "named_classes": 3, "alt_text_named_classes": 1}
+    assert counts == {
+        "judged_images": 1,
+        "human_classes": 3,
+        "named_classes": 3,
+        "alt_texts": 1,
+        "alt_text_named_classes": 1,
+    }
     metrics = quality_metrics(counts)
     assert metrics == {quality.NAMED_OBJECTS: 1.0, quality.ALT_TEXT_NAMED_OBJECTS: pytest.approx(1 / 3)}
 

@@ -50,18 +50,19 @@ def quality_counts(
         matched_label (of these, those whose text names the human box's class: its `label`, else its `text`) and
         matched_text (of these, those whose every word stands in the human text).
     """
-    truth = _usable(human)
+    truth = usable(human)
     if not truth:
         return {}
     counts = {
         "judged_images": 1, "human_boxes": len(truth), "found_boxes": len(found),
         "matched": 0, "matched_label": 0, "matched_text": 0,
     }  # fmt: skip
-    for number, partner in match(found, boxes.as_boxes([_box(row) for row in truth])).items():
-        words, row = words_of(found[number].text), truth[partner]
-        told = words_of(row["text"])
+    for number, partner in match(found, boxes.as_boxes([box_of(row) for row in truth])).items():
+        region, row = found[number], truth[partner]
+        words = words_of(region.text or region.label)
+        told = words_of(row["text"] or "")
         counts["matched"] += 1
-        counts["matched_label"] += names.named(row["label"] or row["text"], words)
+        counts["matched_label"] += names.named(class_of(row), words)
         counts["matched_text"] += bool(words) and all(any(same(word, other) for other in told) for word in words)
     return counts
 
@@ -83,21 +84,23 @@ def caption_counts(
 
     Returns:
         judged_images (1), human_classes (distinct classes of the human boxes), named_classes (of these, those that a
-        caption names) and alt_text_named_classes (those that an alt-text names).
+        caption names), alt_texts, and alt_text_named_classes (of the classes, those that an alt-text names).
     """
-    classes = {row["label"] or row["text"] for row in _usable(human)}
+    classes = {class_of(row) for row in usable(human)} - {""}
     if not classes:
         return {}
     return {
         "judged_images": 1,
         "human_classes": len(classes),
         "named_classes": _named(classes, texts, names),
+        "alt_texts": len(alt_texts),
         "alt_text_named_classes": _named(classes, alt_texts, names),
     }
 
 
 def quality_metrics(counts: Mapping[str, int]) -> dict[str, float]:
-    """Rates of summed counts, in [0, 1]; {} where no image was judged. Rates of nothing are 0."""
+    """Rates of summed counts, in [0, 1]; {} where no image was judged. Rates of nothing are 0; without
+    any alt-text there is no rate of it."""
     metrics: dict[str, float] = {}
     if counts.get("human_boxes"):
         found, human, matched = (counts.get(name, 0) for name in ("found_boxes", "human_boxes", "matched"))
@@ -113,10 +116,9 @@ def quality_metrics(counts: Mapping[str, int]) -> dict[str, float]:
             TEXT_ACCURACY: counts.get("matched_text", 0) / max(1, matched),
         }
     if counts.get("human_classes"):
-        metrics |= {
-            NAMED_OBJECTS: counts.get("named_classes", 0) / counts["human_classes"],
-            ALT_TEXT_NAMED_OBJECTS: counts.get("alt_text_named_classes", 0) / counts["human_classes"],
-        }
+        metrics[NAMED_OBJECTS] = counts.get("named_classes", 0) / counts["human_classes"]
+        if counts.get("alt_texts"):
+            metrics[ALT_TEXT_NAMED_OBJECTS] = counts.get("alt_text_named_classes", 0) / counts["human_classes"]
     return metrics
 
 
@@ -147,15 +149,24 @@ def match(found: Sequence[Region], human: npt.NDArray[np.floating]) -> dict[int,
     return partners
 
 
-def _usable(human: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+def usable(human: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The rows with source `human` whose boxes are finite and have an area."""
+    # As an array a null becomes NaN: tables may come from elsewhere, and this must not end a labelling job.
+    finite = (np.isfinite(np.asarray(box_of(row), dtype=np.float64)).all() for row in human)
     return [
         row
-        for row in human
-        if row["source"] == "human" and np.isfinite(_box(row)).all() and row["x1"] < row["x2"] and row["y1"] < row["y2"]
+        for row, is_finite in zip(human, finite, strict=True)
+        if row["source"] == "human" and is_finite and row["x1"] < row["x2"] and row["y1"] < row["y2"]
     ]
 
 
-def _box(row: Mapping[str, Any]) -> tuple[float, float, float, float]:
+def class_of(row: Mapping[str, Any]) -> str:
+    """What people call a box: its class where there is one, else its text."""
+    return str(row["label"] or row["text"] or "")
+
+
+def box_of(row: Mapping[str, Any]) -> tuple[float, float, float, float]:
+    """The box of a row of the regions table, xyxy in [0, 1] of the original image."""
     return row["x1"], row["y1"], row["x2"], row["y2"]
 
 

@@ -25,10 +25,10 @@ class Histogram:
     def __post_init__(self) -> None:
         self.counts = np.zeros(len(self.labels), dtype=np.int64)
 
-    def add(self, values: npt.NDArray[np.float64]) -> None:
-        """Counts the finite ones of `values`, shape (N,)."""
+    def add(self, values: npt.NDArray[np.float64], *, times: int = 1) -> None:
+        """Counts the finite ones of `values`, shape (N,), each so many times."""
         inside = np.clip(values[np.isfinite(values)], self.edges[0], np.nextafter(self.edges[-1], -np.inf))
-        self.counts += np.histogram(inside, bins=np.asarray(self.edges))[0]
+        self.counts += times * np.histogram(inside, bins=np.asarray(self.edges))[0]
 
 
 @dataclass(frozen=True)

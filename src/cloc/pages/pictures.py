@@ -14,8 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 # Told apart on photographs and by colour-blind eyes (after Okabe and Ito), red left free for what is wrong.
 COLORS = ("#0090d4", "#e69f00", "#00a878", "#cc79a7", "#8e6fd8", "#b8ad00", "#56b4e9", "#d55e00", "#7a8b99", "#3d9a50")
 
-_TAG_HEIGHT, _TAG_FONT = 19, 15  # pixels
-_DASH, _GAP = 8, 6  # pixels
+_DASH, _GAP = 10, 7  # pixels
 _SHADOW = "#14171b"
 
 
@@ -55,8 +54,14 @@ def fit(image: Image.Image, *, side: int, enlarge: bool = True) -> Image.Image:
     return image.resize(size, Image.Resampling.LANCZOS)
 
 
-def draw(image: Image.Image, marks: Sequence[Mark]) -> None:
-    """Draws boxes on an image, the first one on top."""
+def draw(image: Image.Image, marks: Sequence[Mark], *, tag_height: int = 19) -> None:
+    """Draws boxes on an image, the first one on top.
+
+    Args:
+        image: is drawn on.
+        marks: the boxes.
+        tag_height: height of the tags, pixels.
+    """
     canvas = ImageDraw.Draw(image)
     for mark in reversed(marks):
         corners = _corners(mark.box, image.size)
@@ -67,7 +72,7 @@ def draw(image: Image.Image, marks: Sequence[Mark]) -> None:
         else:
             canvas.rectangle(corners, outline=mark.color, width=mark.width)
         if mark.tag:
-            _draw_tag(canvas, corners, mark, image.size)
+            _draw_tag(canvas, corners, mark, image.size, tag_height)
 
 
 def data_url(image: Image.Image, *, quality: int = 85) -> str:
@@ -88,16 +93,21 @@ def _corners(box: Sequence[float], size: tuple[int, int]) -> tuple[float, float,
 
 
 def _draw_tag(
-    canvas: ImageDraw.ImageDraw, corners: tuple[float, float, float, float], mark: Mark, size: tuple[int, int]
+    canvas: ImageDraw.ImageDraw,
+    corners: tuple[float, float, float, float],
+    mark: Mark,
+    size: tuple[int, int],
+    height: int,
 ) -> None:
     """Above the box's left corner where there is room, else inside."""
     left, top, _, _ = corners
-    width = canvas.textlength(mark.tag, font=_font()) + 8
-    above = top - _TAG_HEIGHT
+    font, margin = _font(round(height * 0.8)), round(height * 0.2)
+    width = canvas.textlength(mark.tag, font=font) + 2 * margin
+    above = top - height
     x = min(left, size[0] - width)
-    y = above if above >= 0 else min(top, size[1] - _TAG_HEIGHT)
-    canvas.rectangle((x, y, x + width, y + _TAG_HEIGHT), fill=mark.color)
-    canvas.text((x + 4, y + 1), mark.tag, fill="white", font=_font())
+    y = above if above >= 0 else min(top, size[1] - height)
+    canvas.rectangle((x, y, x + width, y + height), fill=mark.color)
+    canvas.text((x + margin, y + 1), mark.tag, fill="white", font=font)
 
 
 def _draw_dashed(canvas: ImageDraw.ImageDraw, corners: tuple[float, float, float, float], mark: Mark) -> None:
@@ -112,5 +122,5 @@ def _draw_dashed(canvas: ImageDraw.ImageDraw, corners: tuple[float, float, float
 
 
 @cache
-def _font() -> Any:
-    return ImageFont.load_default(size=_TAG_FONT)
+def _font(size: int) -> Any:
+    return ImageFont.load_default(size=size)

@@ -13,8 +13,8 @@ import pytest
 from nltk.tag.perceptron import PerceptronTagger as Trainer
 
 from cloc.errors import ConfigError
-from cloc.labeling.phrases import PhraseExtractor
-from cloc.labeling.taggers import LexiconTagger, PerceptronTagger, SpacyTagger, TaggerData, make_tagger
+from cloc.labeling.phrases import GRAMMAR, STOP_WORDS, PhraseExtractor, words
+from cloc.labeling.taggers import BREAKS, LexiconTagger, PerceptronTagger, SpacyTagger, TaggerData, make_tagger
 
 NAME = "averaged_perceptron_tagger_eng"
 # The nonsense words can be known from the data alone: the lexicon does not have them.
@@ -253,3 +253,62 @@ def test_spacy_pipeline_without_penn_tags_is_refused(tmp_path):
     nlp.to_disk(tmp_path)
     with pytest.raises(ConfigError, match="no tagger of Penn Treebank tags"):
         SpacyTagger(pipeline=str(tmp_path))
+
+
+# The real data: NLTK's own tagger, and captions by people.
+SHARED = Path(__file__).parents[3] / "shared" / "data"
+needs_shared = pytest.mark.skipif(not (SHARED / "nltk_data").is_dir(), reason="../shared/data is not here")
+
+
+@pytest.fixture(scope="module")
+def captions() -> list[str]:
+    annotations = json.loads((SHARED / "coco_val2017_dev" / "captions.json").read_text())["annotations"]
+    return [item["caption"] for item in annotations[:600]]
+
+
+@needs_shared
+@pytest.mark.parametrize(
+    ("caption", "phrases"),
+    [
+        (
+            "Two young men in white lab coats are looking at a computer screen in a bright office.",
+            ["young men", "white lab coats", "computer screen", "bright office"],
+        ),
+        (
+            "An elderly woman wearing a blue headscarf sells fresh vegetables at an outdoor market.",
+            ["elderly woman", "blue headscarf", "fresh vegetables", "outdoor market"],
+        ),
+        ("The large brown bear has a black nose.", ["large brown bear", "black nose"]),
+        ("Free stock photo of a red key left of two blue apples - HD", ["red key", "blue apples"]),
+        ("two white leaves and the lights of a bus", ["white leaves", "lights", "bus"]),
+        ("", []),
+    ],
+)
+def test_nltk_s_own_data_on_written_examples(caption, phrases):
+    extract = PhraseExtractor(tagger="nltk", max_phrases=20, nltk_data=str(SHARED / "nltk_data"))
+    assert extract([caption]) == phrases
+
+
+@needs_shared
+def test_nltk_s_own_data_gives_what_pos_tag_and_the_parser_give(captions, monkeypatch):
+    """METHOD's recipe from NLTK's parts, as its own documentation has it."""
+    monkeypatch.setattr(nltk.data, "path", [str(SHARED / "nltk_data")])
+    extract = PhraseExtractor(tagger="nltk", max_phrases=20)
+    chunker = nltk.RegexpParser(GRAMMAR)
+    for caption in captions[:200]:
+        found = words(caption)
+        tagged = [(word, word if word in BREAKS else tag) for word, tag in nltk.pos_tag(found)]
+        chunks = [chunk.leaves() for chunk in chunker.parse(tagged).subtrees(lambda tree: tree.label() == "NP")]
+        phrases = [[word for word, tag in chunk if tag != "DT"] for chunk in chunks]
+        kept = [" ".join(phrase) for phrase in phrases if not STOP_WORDS.issuperset(phrase)]
+        assert extract([caption]) == list(dict.fromkeys(kept))
+
+
+@needs_shared
+def test_the_lexicon_finds_nine_tenths_of_what_the_perceptron_finds(captions):
+    perceptron = PhraseExtractor(tagger="nltk", max_phrases=20, nltk_data=str(SHARED / "nltk_data"))
+    lexicon = PhraseExtractor(tagger="lexicon", max_phrases=20)
+    pairs = [(set(lexicon([caption])), set(perceptron([caption]))) for caption in captions]
+    common = sum(len(ours & theirs) for ours, theirs in pairs)
+    assert common / sum(len(ours) for ours, _ in pairs) > 0.9
+    assert common / sum(len(theirs) for _, theirs in pairs) > 0.9

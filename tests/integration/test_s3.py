@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +25,12 @@ from cloc.data.schema import Manifest
 from cloc.data.shards import Sample, ShardWriter
 from cloc.data.storage import open_storage
 from cloc.errors import DataError
+from cloc.labeling.captioning import Inputs as CaptionInputs
+from cloc.labeling.captioning import Outputs as CaptionOutputs
+from cloc.labeling.captioning import run as caption
+from cloc.labeling.grounding import Inputs as GroundInputs
+from cloc.labeling.grounding import Outputs as GroundOutputs
+from cloc.labeling.grounding import run as ground
 
 RCLONE = Path(sys.executable).parent / "rclone"
 ACCESS, SECRET = "test-access-key", "test-secret-key"
@@ -205,6 +211,52 @@ def test_ingest_to_s3_equals_ingest_to_a_folder(server: Server, tmp_path: Path) 
 
 
 # --- what goes wrong
+
+
+def test_labels_on_s3_equal_labels_in_a_folder(
+    server: Server, tmp_path: Path, make_dataset: Callable[..., str]
+) -> None:
+    make_dataset(tmp_path / "data", 24, broken=[5], shard_size=8)
+    bucket = open_storage("s3://bucket/label/data")
+    for path in (tmp_path / "data").rglob("*.*"):
+        bucket.write_bytes(path.relative_to(tmp_path / "data").as_posix(), path.read_bytes())
+    settings = {
+        "captioning": {"backend": "annotations"},
+        "grounding": {"backend": "annotations"},
+        "data": {"quarantine_limit": 0.1},
+    }
+    for processes in (1, 2):
+        config = parse({**settings, "data": {**settings["data"], "processes": processes}}, source="test")
+        for root in (f"s3://bucket/label/{processes}", str(tmp_path / str(processes))):
+            data = "s3://bucket/label/data" if root.startswith("s3") else str(tmp_path / "data")
+            caption(config, inputs=CaptionInputs(data=data), outputs=CaptionOutputs(captions=f"{root}/captions"))
+            ground(
+                config,
+                inputs=GroundInputs(data=data, captions=f"{root}/captions"),
+                outputs=GroundOutputs(regions=f"{root}/regions"),
+            )
+        found = {
+            path.relative_to(tmp_path / str(processes)): path.read_bytes()
+            for path in sorted((tmp_path / str(processes)).rglob("*.parquet"))
+        }
+        assert len(found) == 12  # captions and regions of three shards, and the quarantine of both stages
+        for path, body in found.items():
+            assert (server.root / f"bucket/label/{processes}" / path).read_bytes() == body
+    again = caption(
+        config,
+        inputs=CaptionInputs(data="s3://bucket/label/data"),
+        outputs=CaptionOutputs(captions="s3://bucket/label/2/captions"),
+    )
+    assert again.counts["skipped"] == again.counts["images"] == 24
+
+
+def test_the_end_of_an_object_is_read_alone(server: Server) -> None:
+    storage = open_storage("s3://bucket/tail")
+    storage.write_bytes("a", bytes(range(200)))
+    assert storage.read_tail("a", 3) == bytes([197, 198, 199])
+    assert storage.read_tail("a", 1000) == bytes(range(200))
+    with pytest.raises(DataError, match="there is no b"):
+        storage.read_tail("b", 3)
 
 
 def test_no_such_object_and_no_such_bucket(tmp_path: Path) -> None:

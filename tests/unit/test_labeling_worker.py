@@ -307,7 +307,10 @@ class Numbered(Echo):
     def label(self, batch):
         if any(key == os.environ.get("CLOC_TEST_DIE") for key, _ in batch):
             os._exit(9)
-        return [Labels(rows=[{"text": os.environ[PROCESS_VARIABLE], "kind": "generated", "model": "n"}]) for _ in batch]
+        return [
+            Labels(rows=[{"text": os.environ.get(PROCESS_VARIABLE, "0"), "kind": "generated", "model": "n"}])
+            for _ in batch
+        ]
 
 
 def test_processes_are_numbered(tmp_path, make_dataset):

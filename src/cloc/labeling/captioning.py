@@ -13,7 +13,9 @@ from cloc.data.dataset import resolve_split
 from cloc.labeling.captioners import CAPTIONERS, Captioner, Said
 from cloc.labeling.guards import Guards
 from cloc.labeling.jobs import Selection, decode_threads, run_job
+from cloc.labeling.names import Names
 from cloc.labeling.quality import caption_counts, quality_metrics
+from cloc.labeling.report import captioning_report
 from cloc.labeling.settings import config_hash, with_teacher
 from cloc.labeling.text import clean
 from cloc.labeling.worker import Item, Job, Labels
@@ -67,10 +69,11 @@ class CaptionLabeler:
     Args:
         captioner: the backend.
         guards: what generated captions must pass; people's are taken as they are.
+        names: what the data's classes are called.
     """
 
-    def __init__(self, captioner: Captioner[Any], guards: Guards) -> None:
-        self._captioner, self._guards = captioner, guards
+    def __init__(self, captioner: Captioner[Any], guards: Guards, *, names: Names) -> None:
+        self._captioner, self._guards, self._names = captioner, guards, names
         self.in_flight = captioner.in_flight
 
     def prepare(self, item: Item) -> _Prepared:
@@ -103,13 +106,15 @@ class CaptionLabeler:
                 rows.append({"text": text, "kind": self._captioner.kind, "model": self._captioner.model})
         if not rows:
             return Labels(refused=faults[0] if faults else "no caption")
-        counts = caption_counts([row["text"] for row in rows], prepared.human_regions, alt_texts=prepared.alt_texts)
+        counts = caption_counts(
+            [row["text"] for row in rows], prepared.human_regions, alt_texts=prepared.alt_texts, names=self._names
+        )
         rows += [{"text": text, "kind": "alt_text", "model": ""} for text in prepared.alt_texts]
         return Labels(rows=rows, refused_items=faults, counts=counts)
 
 
-def _make_labeler(config: CaptioningConfig) -> CaptionLabeler:
-    return CaptionLabeler(CAPTIONERS[config.backend](config), Guards(config.guards))
+def _make_labeler(config: CaptioningConfig, classes: Sequence[str]) -> CaptionLabeler:
+    return CaptionLabeler(CAPTIONERS[config.backend](config), Guards(config.guards), names=Names(classes))
 
 
 def run(config: Config, *, inputs: Inputs, outputs: Outputs) -> StageResult:
@@ -140,12 +145,22 @@ def run(config: Config, *, inputs: Inputs, outputs: Outputs) -> StageResult:
     )
     done = run_job(
         job,
-        partial(_make_labeler, section),
+        partial(_make_labeler, section, job.open().manifest.classes),
         processes=config.data.processes if human else section.processes,
         quarantine_limit=config.data.quarantine_limit,
         selection=Selection.parse(shards=inputs.shards, worker=inputs.worker),
     )
     totals = done.totals
+    artifacts = {"captions": outputs.captions}
+    if outputs.report:
+        artifacts |= captioning_report(
+            outputs.report,
+            config=config.model_copy(update={STAGE: section}),
+            data=job.open(),
+            captions=outputs.captions,
+            totals=totals,
+            per_shard=done.shards,
+        )
     return StageResult(
         stage=STAGE,
         metrics={
@@ -161,5 +176,5 @@ def run(config: Config, *, inputs: Inputs, outputs: Outputs) -> StageResult:
             f"{totals.quarantined} quarantined): {totals.rows_per_image:.1f} captions an image, "
             f"{totals.words_per_row:.1f} words each{done.share}"
         ),
-        artifacts={"captions": outputs.captions},
+        artifacts=artifacts,
     )

@@ -14,7 +14,9 @@ from cloc.data.dataset import resolve_split
 from cloc.data.schema import Table
 from cloc.labeling.detectors import DETECTORS, Detector, Region
 from cloc.labeling.jobs import Selection, decode_threads, run_job
+from cloc.labeling.names import Names
 from cloc.labeling.quality import quality_counts, quality_metrics
+from cloc.labeling.report import grounding_report
 from cloc.labeling.settings import config_hash, with_teacher
 from cloc.labeling.text import clean
 from cloc.labeling.worker import Item, Job, Labels
@@ -69,18 +71,18 @@ class RegionLabeler:
     Args:
         detector: the backend.
         min_box_side: least side of a box, as a share of the image.
-        judged: whether to compare with human boxes.
+        names: what the data's classes are called, to compare with human boxes; None compares with none.
     """
 
-    def __init__(self, detector: Detector[Any], *, min_box_side: float, judged: bool) -> None:
+    def __init__(self, detector: Detector[Any], *, min_box_side: float, names: Names | None) -> None:
         self._detector = detector
         self._min_box_side = min_box_side
-        self._judged = judged
+        self._names = names
         self.in_flight = detector.in_flight
 
     def prepare(self, item: Item) -> _Prepared:
         """See `worker.Labeler`."""
-        human = tuple(row for row in item.sample.regions if row["source"] == "human") if self._judged else ()
+        human = tuple(row for row in item.sample.regions if row["source"] == "human")
         return _Prepared(self._detector.prepare(item), human)
 
     def bucket(self, prepared: _Prepared) -> Hashable:
@@ -108,13 +110,13 @@ class RegionLabeler:
             rows.append(
                 {**place, "text": text, "score": region.score, "source": region.source, "label": clean(region.label)}
             )
-        counts = quality_counts(kept, human) if human else {}
+        counts = quality_counts(kept, human, names=self._names) if self._names else {}
         return Labels(rows=rows, refused_items=refused, counts=counts)
 
 
-def _make_labeler(config: GroundingConfig) -> RegionLabeler:
-    judged = config.backend != "annotations"
-    return RegionLabeler(DETECTORS[config.backend](config), min_box_side=config.min_box_side, judged=judged)
+def _make_labeler(config: GroundingConfig, classes: Sequence[str]) -> RegionLabeler:
+    names = None if config.backend == "annotations" else Names(classes)
+    return RegionLabeler(DETECTORS[config.backend](config), min_box_side=config.min_box_side, names=names)
 
 
 def run(config: Config, *, inputs: Inputs, outputs: Outputs) -> StageResult:
@@ -148,12 +150,22 @@ def run(config: Config, *, inputs: Inputs, outputs: Outputs) -> StageResult:
     )
     done = run_job(
         job,
-        partial(_make_labeler, section),
+        partial(_make_labeler, section, job.open().manifest.classes),
         processes=config.data.processes if human else section.processes,
         quarantine_limit=config.data.quarantine_limit,
         selection=Selection.parse(shards=inputs.shards, worker=inputs.worker),
     )
     totals = done.totals
+    artifacts = {"regions": outputs.regions}
+    if outputs.report:
+        artifacts |= grounding_report(
+            outputs.report,
+            config=config.model_copy(update={STAGE: section}),
+            data=job.open(),
+            regions=outputs.regions,
+            totals=totals,
+            per_shard=done.shards,
+        )
     return StageResult(
         stage=STAGE,
         metrics={
@@ -169,5 +181,5 @@ def run(config: Config, *, inputs: Inputs, outputs: Outputs) -> StageResult:
             f"{totals.quarantined} quarantined): {totals.rows_per_image:.1f} regions an image, "
             f"{totals.words_per_row:.1f} words each, {totals.refused_items} boxes left out{done.share}"
         ),
-        artifacts={"regions": outputs.regions},
+        artifacts=artifacts,
     )

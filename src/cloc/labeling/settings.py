@@ -41,9 +41,11 @@ def with_teacher(section: S, teachers: str, *, name: str, key: str) -> S:
 def config_hash(section: CaptioningConfig | GroundingConfig, data: DataConfig) -> str:
     """Hash of a stage's section, the limits on images, and the model: the files of a folder, the id of a hub's.
 
-    Where a folder lies does not count: the same teachers label alike in any place.
+    Where a folder lies does not count: the same teachers, or the same tagger, label alike in any place.
     """
-    settings = section.model_dump(mode="json", exclude=_SPEED_ONLY | {"model"})
+    settings = section.model_dump(mode="json", exclude=_SPEED_ONLY | {"model", "nltk_data"})
+    if "spacy_model" in settings:
+        settings["spacy_model"] = Path(settings["spacy_model"]).name
     settings["endpoint"] = {
         name: value for name, value in settings.get("endpoint", {}).items() if name not in _SPEED_OF_ENDPOINT
     }

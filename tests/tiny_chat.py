@@ -1,4 +1,4 @@
-"""Tiny captioners that are no BLIP: chat models, GIT, a vision encoder with a text decoder, saved as public ones are.
+"""Tiny captioners that are no BLIP: chat models, BLIP-2, GIT, an encoder with a decoder, saved as public ones are.
 
 folder = save_llava(tmp_path / "llava")
 
@@ -12,6 +12,10 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import (
+    Blip2Config,
+    Blip2ForConditionalGeneration,
+    Blip2Processor,
+    BlipImageProcessorPil,
     CLIPImageProcessorPil,
     GitConfig,
     GitForCausalLM,
@@ -60,13 +64,17 @@ IDEFICS_TEMPLATE = (
 )
 
 
-def byte_tokenizer(special: list[str], **roles: Any) -> PreTrainedTokenizerFast:
-    """A token a byte, and the special ones."""
+def byte_tokenizer(special: list[str], *, begin: str = "", **roles: Any) -> PreTrainedTokenizerFast:
+    """A token a byte, and the special ones; one of them may begin every text."""
     vocabulary = {char: number for number, char in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(special)
+    if begin:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"{begin} $A", special_tokens=[(begin, tokenizer.token_to_id(begin))]
+        )
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **roles)
 
 
@@ -85,10 +93,11 @@ def word_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def save_llava(folder: str | Path, *, template: str = LLAVA_TEMPLATE, seed: int = 0) -> str:
-    """LLaVA: every picture is 32 pixels square."""
+    """LLaVA: every picture is 32 pixels square. Its tokenizer begins with <s>, which the template leaves to it."""
     torch.manual_seed(seed)
     tokenizer = byte_tokenizer(
         ["<s>", "</s>", "<pad>", "<image>"],
+        begin="<s>",
         bos_token="<s>",
         eos_token="</s>",
         pad_token="<pad>",
@@ -243,4 +252,27 @@ def save_encoder_decoder(folder: str | Path, *, seed: int = 0) -> str:
     model.save_pretrained(folder)
     ViTImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def save_blip2(folder: str | Path, *, seed: int = 0) -> str:
+    """BLIP-2: the image's tokens stand before a text, and the answer stands alone."""
+    torch.manual_seed(seed)
+    tokenizer = byte_tokenizer(
+        ["<pad>", "</s>", "<image>"],
+        bos_token="</s>",
+        eos_token="</s>",
+        pad_token="<pad>",
+    )
+    ids = {f"{role}_token_id": getattr(tokenizer, f"{role}_token_id") for role in ("bos", "eos", "pad")}
+    config = Blip2Config(
+        vision_config={**SIZES, "image_size": 32, "patch_size": 16, "initializer_range": 0.3},
+        qformer_config={**SIZES, "encoder_hidden_size": 32, "vocab_size": 50, "initializer_range": 0.3},
+        text_config={"model_type": "llama", **LLAMA, **ids, "vocab_size": len(tokenizer)},
+        num_query_tokens=4,
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+    )
+    Blip2ForConditionalGeneration(config).save_pretrained(folder)
+    pictures = BlipImageProcessorPil(size={"height": 32, "width": 32})
+    Blip2Processor(pictures, tokenizer, num_query_tokens=4).save_pretrained(folder)
     return str(folder)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
+from jinja2 import TemplateError
 from PIL import Image
 from torch import Tensor
 from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer
@@ -131,7 +132,7 @@ class ChatReader:
         chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": QUESTION}]}]
         try:
             rendered = processor.apply_chat_template(chat, add_generation_prompt=True)
-        except (ValueError, TypeError, KeyError, ImportError) as error:
+        except (ValueError, TypeError, KeyError, ImportError, TemplateError) as error:
             raise ConfigError(f"{KEY}: the chat template of {model!r} fails ({first_line(error)})") from error
         if QUESTION not in rendered:
             raise ConfigError(f"{KEY}: the chat template of {model!r} leaves the question out; name another checkpoint")

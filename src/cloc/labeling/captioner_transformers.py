@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+from jinja2 import TemplateError
 from PIL import Image
 from torch import Tensor
 from transformers import (
@@ -37,7 +38,8 @@ from cloc.stage import fingerprint
 _PROBE_SIDE = 64
 # What a checkpoint that does not fit together raises, in its processor or in its model.
 _CHECKPOINT_ERRORS = (
-    ValueError, TypeError, KeyError, IndexError, AttributeError, RuntimeError, ImportError, AssertionError
+    ValueError, TypeError, KeyError, IndexError, AttributeError, RuntimeError, ImportError, AssertionError,
+    TemplateError,
 )  # fmt: skip
 
 

@@ -120,7 +120,7 @@ class Prompts:
         while any(token in text for token in self._forbidden):
             for token in self._forbidden:
                 text = text.replace(token, " ")
-        return _shorten(" ".join(text.split()))
+        return _shorten(" ".join(text.split())) if text.strip(f" {_JOINERS}") else ""
 
 
 def _shorten(text: str) -> str:

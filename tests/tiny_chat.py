@@ -32,6 +32,9 @@ from transformers import (
     Qwen2VLConfig,
     Qwen2VLForConditionalGeneration,
     Qwen2VLImageProcessorPil,
+    SmolVLMConfig,
+    SmolVLMForConditionalGeneration,
+    SmolVLMImageProcessorPil,
     VisionEncoderDecoderConfig,
     VisionEncoderDecoderModel,
     ViTConfig,
@@ -182,8 +185,29 @@ def save_qwen(folder: str | Path, *, seed: int = 0) -> str:
 
 
 def save_idefics(folder: str | Path, *, seed: int = 0) -> str:
-    """Idefics3, the architecture of SmolVLM: a picture is cut into tiles, by its shape."""
+    """Idefics3: a picture is cut into tiles, by its shape."""
     torch.manual_seed(seed)
+    tokenizer, config = _tiles(Idefics3Config)
+    Idefics3ForConditionalGeneration(config).save_pretrained(folder)
+    pictures = Idefics3ImageProcessorPil(size={"longest_edge": 64}, max_image_size={"longest_edge": 32})
+    Idefics3Processor(pictures, tokenizer, image_seq_len=4, chat_template=IDEFICS_TEMPLATE).save_pretrained(folder)
+    return str(folder)
+
+
+def save_smolvlm(folder: str | Path, *, seed: int = 0) -> str:
+    """SmolVLM: as Idefics3, with a part for videos. Its files are those of the hub."""
+    torch.manual_seed(seed)
+    tokenizer, config = _tiles(SmolVLMConfig)
+    SmolVLMForConditionalGeneration(config).save_pretrained(folder)
+    SmolVLMImageProcessorPil(size={"longest_edge": 64}, max_image_size={"longest_edge": 32}).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    (Path(folder) / "chat_template.jinja").write_text(IDEFICS_TEMPLATE)
+    processor = {"processor_class": "SmolVLMProcessor", "image_seq_len": 4}
+    (Path(folder) / "processor_config.json").write_text(json.dumps(processor))
+    return str(folder)
+
+
+def _tiles(kind: type[Any]) -> tuple[PreTrainedTokenizerFast, Any]:
     special = [
         "<|im_start|>",
         "<end_of_utterance>",
@@ -195,17 +219,14 @@ def save_idefics(folder: str | Path, *, seed: int = 0) -> str:
     ]
     tokenizer = byte_tokenizer(special, bos_token="<|im_start|>", eos_token="<end_of_utterance>", pad_token="<pad>")
     ids = {f"{role}_token_id": getattr(tokenizer, f"{role}_token_id") for role in ("bos", "eos", "pad")}
-    config = Idefics3Config(
+    config = kind(
         vision_config={**SIZES, "image_size": 32, "patch_size": 8, "initializer_range": 0.3},
         text_config={"model_type": "llama", **LLAMA, **ids, "vocab_size": len(tokenizer)},
         image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
         pad_token_id=tokenizer.pad_token_id,
         scale_factor=2,
     )
-    Idefics3ForConditionalGeneration(config).save_pretrained(folder)
-    pictures = Idefics3ImageProcessorPil(size={"longest_edge": 64}, max_image_size={"longest_edge": 32})
-    Idefics3Processor(pictures, tokenizer, image_seq_len=4, chat_template=IDEFICS_TEMPLATE).save_pretrained(folder)
-    return str(folder)
+    return tokenizer, config
 
 
 def save_git(folder: str | Path, *, seed: int = 0) -> str:

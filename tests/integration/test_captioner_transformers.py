@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoTokenizer, GenerationConfig
-from transformers.utils import is_torchvision_available
+from transformers.utils import is_num2words_available, is_torchvision_available
 
 from cloc.config import Config
 from cloc.data.dataset import Dataset, LabeledSample
@@ -245,9 +245,14 @@ def test_beams_and_repetition_penalty_are_those_of_generate(folders, name):
 def test_what_is_not_set_is_the_checkpoints_own(tmp_path):
     folder = tiny_chat.save_llava(tmp_path / "llava")
     own = GenerationConfig.from_pretrained(folder)
-    own.update(num_beams=3, repetition_penalty=3.0, max_length=20)
+    own.update(num_beams=3, repetition_penalty=3.0, max_length=20, num_return_sequences=2, return_dict_in_generate=True)
     own.save_pretrained(folder)
-    generation = {"num_beams": 3, "repetition_penalty": 3.0}
+    generation = {
+        "num_beams": 3,
+        "repetition_penalty": 3.0,
+        "num_return_sequences": 1,
+        "return_dict_in_generate": False,
+    }
     expected = reference(folder, "llava", PICTURES[0], **generation)
     assert say(captioner(folder), item(PICTURES[0])) == [expected]
     assert expected != say(captioner(tiny_chat.save_llava(tmp_path / "other")), item(PICTURES[0]))[0]
@@ -280,7 +285,7 @@ def test_a_checkpoint_that_samples_is_sampled_from(tmp_path):
 
 def test_samples_are_distributed_as_the_softmax():
     logits_V = torch.tensor([2.0, 1.0, 0.0, -1.0, -torch.inf])
-    sampler = Sampler(range(4000), torch.device("cpu"))
+    sampler = Sampler(range(4000))
     drawn = sampler(torch.zeros(4000, 1), logits_V.expand(4000, -1)).argmax(dim=1).bincount(minlength=5) / 4000
     np.testing.assert_allclose(drawn, logits_V.softmax(0), atol=0.03)
     assert drawn[-1] == 0
@@ -322,6 +327,14 @@ def test_a_processor_for_videos_is_left_out_where_it_cannot_be_loaded(folders):
     processor = captioner(folders["qwen"])._reader._processor
     assert type(processor).__name__ == "Qwen2VLProcessor"
     assert processor.image_processor is not None
+
+
+def test_a_library_that_a_checkpoint_needs_is_named_where_it_is_absent(tmp_path):
+    folder = tiny_chat.save_smolvlm(tmp_path / "smolvlm")
+    if not is_num2words_available():
+        refusal(lambda: captioner(folder), "cannot load .*num2words")
+        return
+    assert len(set(say(captioner(folder), *map(item, PICTURES)))) > 1
 
 
 # What is wrong with a checkpoint.

@@ -133,7 +133,7 @@ class TransformersCaptioner:
         tokens_BL: Tensor = self._model.generate(
             **on_device,
             **{**self._generation.settings, **settings},
-            logits_processor=LogitsProcessorList([finite, *self._generation.samplers(keys, device)]),
+            logits_processor=LogitsProcessorList([finite, *self._generation.samplers(keys)]),
         )
         if finite.broken:
             raise ClocError(
@@ -251,12 +251,13 @@ class Generation:
             top_p=config.top_p if config.top_p < 1 else float(own.top_p or 1.0),
             seed=config.seed,
         )
-        for each in found:  # what is done here, or replaced
+        for each in found:  # what is done here, or would give something else than one row of tokens an image
             each.do_sample, each.max_length = False, None
             each.temperature = each.top_k = each.top_p = None
+            each.num_return_sequences = each.return_dict_in_generate = None
         return generation
 
-    def samplers(self, keys: Sequence[str], device: torch.device) -> list[LogitsProcessor]:
+    def samplers(self, keys: Sequence[str]) -> list[LogitsProcessor]:
         """What chooses the words of the images of these keys; nothing where the likeliest is taken."""
         if not self.temperature:
             return []
@@ -265,7 +266,7 @@ class Generation:
             chosen.append(TopKLogitsWarper(self.top_k))
         if self.top_p < 1:
             chosen.append(TopPLogitsWarper(self.top_p))
-        return [*chosen, Sampler([int(fingerprint(self.seed, key), 16) >> 1 for key in keys], device)]
+        return [*chosen, Sampler([int(fingerprint(self.seed, key), 16) >> 1 for key in keys])]
 
 
 class Sampler(LogitsProcessor):
@@ -274,11 +275,14 @@ class Sampler(LogitsProcessor):
     Each row has its own generator, so that what an image is said to show does not depend on its batch.
     """
 
-    def __init__(self, seeds: Sequence[int], device: torch.device) -> None:
-        self._generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
+    def __init__(self, seeds: Sequence[int]) -> None:
+        self._seeds = seeds
+        self._generators: list[torch.Generator] = []
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Logits (B, V) -> logits with noise."""
+        if not self._generators:  # a model that is spread over devices shows only here where its words come out
+            self._generators = [torch.Generator(scores.device).manual_seed(seed) for seed in self._seeds]
         noise_BV = torch.empty_like(scores, dtype=torch.float32)
         for row_V, generator in zip(noise_BV, self._generators, strict=True):
             row_V.exponential_(generator=generator)

@@ -55,8 +55,8 @@ class OpenAICaptioner:
             )
         self._config = config
         self.model = config.model
-        # One batch more than fill the endpoint: the slowest answer of a batch leaves it no slot idle.
-        self.in_flight = -(-config.endpoint.concurrency // config.batch_size) + 1
+        # Two batches more than fill the endpoint: the slowest answers of two leave it no slot idle.
+        self.in_flight = -(-config.endpoint.concurrency // config.batch_size) + 2
         self._prompts = Prompts(config, default=QUESTION)
         self._endpoint = Endpoint(
             config.endpoint,

@@ -491,6 +491,22 @@ def test_a_password_in_the_url_and_a_broken_key_are_refused_and_not_shown(server
         captioner(server, model="")
 
 
+def test_proxies_are_those_of_the_environment(monkeypatch):
+    for name in ("http_proxy", "https_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    plain = endpoint._client("http://vllm:8000/v1", connections=1, timeout=1.0)
+    monkeypatch.setenv("http_proxy", "http://proxy:3128")
+    monkeypatch.setenv("no_proxy", "localhost,.cluster.local")
+    through = endpoint._client("http://vllm:8000/v1", connections=1, timeout=1.0)
+    around = endpoint._client("http://vllm.cluster.local:8000/v1", connections=1, timeout=1.0)
+    assert [client.proxy and client.proxy.url for client in (plain, through, around)] == [
+        None,
+        "http://proxy:3128",
+        None,
+    ]
+
+
 # Concurrency and rate.
 
 

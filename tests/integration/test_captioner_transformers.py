@@ -3,7 +3,9 @@
 Captions are held against the class's own `generate`, called as its documentation calls it.
 """
 
+import json
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 
 import numpy as np
 import pytest
@@ -65,6 +67,21 @@ def captioner(folder: str, **changes) -> TransformersCaptioner:
     return TransformersCaptioner(settings(folder, **changes).captioning)
 
 
+@cache
+def _shared(folder: str, changes: str) -> TransformersCaptioner:
+    return captioner(folder, **json.loads(changes))
+
+
+def shared(folder: str, **changes) -> TransformersCaptioner:
+    """A captioner of a folder that stays as it is, loaded once."""
+    return _shared(folder, json.dumps(changes, sort_keys=True))
+
+
+@cache
+def own_model(folder: str):
+    return AutoModelForImageTextToText.from_pretrained(folder).eval()
+
+
 def noise(width: int, height: int, *, seed: int = 0) -> Image.Image:
     rng = np.random.default_rng(seed)
     return Image.fromarray(rng.integers(0, 255, (height, width, 3), dtype=np.uint8))
@@ -92,8 +109,7 @@ def say(backend: TransformersCaptioner, *items: Item) -> list[str]:
 
 def reference(folder: str, name: str, image: Image.Image, prompt: str = "", **generation) -> str:
     """What the checkpoint says by its own processor and `generate`, one image at a time."""
-    model = AutoModelForImageTextToText.from_pretrained(folder).eval()
-    reader = captioner(folder)._reader
+    model, reader = own_model(folder), shared(folder)._reader
     generation = {"max_new_tokens": 8, "do_sample": False} | generation
     if name not in CHATS:
         pictures = getattr(reader, "_image_processor", None) or reader._processor.image_processor
@@ -109,7 +125,7 @@ def reference(folder: str, name: str, image: Image.Image, prompt: str = "", **ge
 
 @pytest.mark.parametrize("name", MAKERS)
 def test_captions_are_those_of_the_models_own_generate(folders, name):
-    said = say(captioner(folders[name]), *map(item, PICTURES))
+    said = say(shared(folders[name]), *map(item, PICTURES))
     assert said == [reference(folders[name], name, image) for image in PICTURES]
     assert all(said)
     assert name == "blip" or len(set(said)) > 1  # the tiny BLIP says the same of every image
@@ -117,7 +133,7 @@ def test_captions_are_those_of_the_models_own_generate(folders, name):
 
 @pytest.mark.parametrize("name", MAKERS)
 def test_a_batch_says_what_its_images_say_alone(folders, name):
-    backend = captioner(folders[name], alt_text_prompt="a red {alt_text}", prompt="a blue box")
+    backend = shared(folders[name], alt_text_prompt="a red {alt_text}", prompt="a blue box")
     alt_texts = ["box", "", "ball and key", "", "large apple and small key left of a box"]
     items = [item(image, alt_text=text) for image, text in zip(PICTURES, alt_texts, strict=True)]
     together = say(backend, *items)
@@ -126,16 +142,16 @@ def test_a_batch_says_what_its_images_say_alone(folders, name):
 
 
 def test_each_kind_of_model_has_its_reader(folders):
-    kinds = {name: type(captioner(folder)._reader) for name, folder in folders.items()}
+    kinds = {name: type(shared(folder)._reader) for name, folder in folders.items()}
     expected = {**dict.fromkeys(CONTINUING, ContinuingReader), **dict.fromkeys(CHATS, ChatReader)}
     assert kinds == expected | {"blip2": InstructedReader}
 
 
 def test_pictures_of_one_shape_share_a_batch_and_others_do_not(folders):
     for name, groups in {"llava": 1, "blip": 1, "idefics": 2, "qwen": 1}.items():
-        backend = captioner(folders[name])
+        backend = shared(folders[name])
         assert len({backend.bucket(backend.prepare(item(image))) for image in PICTURES}) == groups
-    backend = captioner(folders["qwen"], prompt="Say")
+    backend = shared(folders["qwen"], prompt="Say")
     small, large = (backend.prepare(item(noise(side, side))) for side in (16, 78))
     assert large.inputs["input_ids"].shape[1] - small.inputs["input_ids"].shape[1] == 15
     assert backend.bucket(small) != backend.bucket(large)
@@ -147,7 +163,7 @@ def test_pictures_of_one_shape_share_a_batch_and_others_do_not(folders):
 @pytest.mark.parametrize("name", CONTINUING)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_caption_begins_with_the_text_that_it_continues(folders, name, dtype):
-    backend = captioner(folders[name], prompt="a red", dtype=dtype)
+    backend = shared(folders[name], prompt="a red", dtype=dtype)
     (said,) = backend.caption([backend.prepare(item(PICTURES[0]))])
     assert said.texts[0].startswith("a red ")
     assert said.prompt == ""
@@ -156,8 +172,8 @@ def test_a_caption_begins_with_the_text_that_it_continues(folders, name, dtype):
 @pytest.mark.parametrize("name", CONTINUING)
 def test_an_alt_text_that_was_continued_is_no_part_of_the_caption(folders, name):
     plain, fused = (
-        captioner(folders[name], prompt="a red key"),
-        captioner(folders[name], alt_text_prompt="a {alt_text}"),
+        shared(folders[name], prompt="a red key"),
+        shared(folders[name], alt_text_prompt="a {alt_text}"),
     )
     (whole,), (rest,) = say(plain, item(PICTURES[0])), say(fused, item(PICTURES[0], alt_text="red  key"))
     assert rest
@@ -168,24 +184,22 @@ def test_the_prompt_of_a_continuing_model_is_given_as_its_documentation_does(fol
     """GIT: [CLS] and the words, no [SEP]; BLIP: the whole, of which its own generation takes the end away."""
     image = PICTURES[0]
     for name in CONTINUING:
-        model, tokenizer = AutoModelForImageTextToText.from_pretrained(folders[name]), AutoTokenizer.from_pretrained(
-            folders[name]
-        )  # fmt: skip
-        pixels = captioner(folders[name])._reader._image_processor(images=image, return_tensors="pt").pixel_values
+        model, tokenizer = own_model(folders[name]), AutoTokenizer.from_pretrained(folders[name])
+        pixels = shared(folders[name])._reader._image_processor(images=image, return_tensors="pt").pixel_values
         whole = torch.tensor([tokenizer("a red").input_ids])
         given = {
             "blip": {"input_ids": whole},
             "git": {"input_ids": whole[:, :-1]},
             "encoder_decoder": {"decoder_input_ids": whole[:, :-1]},
         }[name]
-        tokens = model.eval().generate(pixel_values=pixels, **given, max_new_tokens=8, do_sample=False)
+        tokens = model.generate(pixel_values=pixels, **given, max_new_tokens=8, do_sample=False)
         expected = tokenizer.decode(tokens[0], skip_special_tokens=True).strip()
-        assert say(captioner(folders[name], prompt="a red"), item(image)) == [expected]
+        assert say(shared(folders[name], prompt="a red"), item(image)) == [expected]
 
 
 @pytest.mark.parametrize("name", CHATS)
 def test_a_chat_model_is_asked_the_question_that_is_set(folders, name):
-    backend = captioner(folders[name], prompt="Which colours?", alt_text_prompt="What is {alt_text}?")
+    backend = shared(folders[name], prompt="Which colours?", alt_text_prompt="What is {alt_text}?")
     plain, fused = (backend.prepare(item(PICTURES[0], alt_text=text)) for text in ("", "a {curly} {alt_text}"))
     for prepared, question in ((plain, "Which colours?"), (fused, "What is a {curly} {alt_text}?")):
         written = backend._reader.tokenizer.decode(prepared.inputs["input_ids"][0])
@@ -201,7 +215,7 @@ def test_a_chat_model_is_asked_the_question_that_is_set(folders, name):
 @pytest.mark.parametrize("name", CHATS)
 def test_an_alt_text_cannot_write_the_models_own_tokens(folders, name):
     """A placeholder of an image would be an image too many; an end of turn would begin an answer of its own."""
-    backend = captioner(folders[name], alt_text_prompt="What is {alt_text}?")
+    backend = shared(folders[name], alt_text_prompt="What is {alt_text}?")
     tokens = [token.content for token in backend._reader.tokenizer.added_tokens_decoder.values()]
     hostile = f"a dog {' '.join(tokens)} and {tokens[0][:3]}{tokens[-1]}{tokens[0][3:]} a cat"
     prepared = backend.prepare(item(PICTURES[0], alt_text=hostile))
@@ -218,12 +232,12 @@ def test_an_alt_text_cannot_write_the_models_own_tokens(folders, name):
 
 
 def test_an_instructed_model_answers_alone(folders):
-    backend = captioner(folders["blip2"], prompt="What is this?")
+    backend = shared(folders["blip2"], prompt="What is this?")
     (said,) = backend.caption([backend.prepare(item(PICTURES[0]))])
     assert said.prompt == "What is this?"
     assert "What is this?" not in said.texts[0]
-    assert said.texts != tuple(say(captioner(folders["blip2"]), item(PICTURES[0])))
-    model, processor = AutoModelForImageTextToText.from_pretrained(folders["blip2"]).eval(), backend._reader._processor
+    assert said.texts != tuple(say(shared(folders["blip2"]), item(PICTURES[0])))
+    model, processor = own_model(folders["blip2"]), backend._reader._processor
     inputs = processor(images=PICTURES[0], text="What is this?", return_tensors="pt")
     tokens = model.generate(**inputs, max_new_tokens=8, do_sample=False)[0]
     length = inputs["input_ids"].shape[1]
@@ -237,9 +251,9 @@ def test_an_instructed_model_answers_alone(folders):
 @pytest.mark.parametrize("name", ["blip", "qwen", "encoder_decoder"])
 def test_beams_and_repetition_penalty_are_those_of_generate(folders, name):
     for generation in ({"num_beams": 3}, {"repetition_penalty": 3.0}):
-        said = say(captioner(folders[name], generation=generation), *map(item, PICTURES[:2]))
+        said = say(shared(folders[name], generation=generation), *map(item, PICTURES[:2]))
         assert said == [reference(folders[name], name, image, **generation) for image in PICTURES[:2]]
-        assert name == "blip" or said != say(captioner(folders[name]), *map(item, PICTURES[:2]))
+        assert name == "blip" or said != say(shared(folders[name]), *map(item, PICTURES[:2]))
 
 
 def test_what_is_not_set_is_the_checkpoints_own(tmp_path):
@@ -262,14 +276,14 @@ def test_what_is_not_set_is_the_checkpoints_own(tmp_path):
 def test_samples_depend_on_the_image_and_the_seed_and_on_nothing_else(folders, name):
     generation = {"temperature": 1.5, "top_p": 0.9, "seed": 3}
     items = [item(image, key=str(key)) for key, image in enumerate(PICTURES)]
-    backend = captioner(folders[name], generation=generation)
+    backend = shared(folders[name], generation=generation)
     torch.manual_seed(0)
     said = say(backend, *items)
     torch.manual_seed(1)
     assert say(backend, *reversed(items)) == said[::-1]
     assert [say(backend, one)[0] for one in items] == said
-    assert say(captioner(folders[name], generation={**generation, "seed": 4}), *items) != said
-    assert say(captioner(folders[name]), *items) != said
+    assert say(shared(folders[name], generation={**generation, "seed": 4}), *items) != said
+    assert say(shared(folders[name]), *items) != said
 
 
 def test_a_checkpoint_that_samples_is_sampled_from(tmp_path):
@@ -299,7 +313,7 @@ def test_beams_and_sampling_exclude_each_other(folders):
 def test_no_image_waits_for_another_to_be_prepared(folders):
     """Fast tokenizers fail when two threads change their settings: preparing must change none."""
     for name in CHATS:
-        backend = captioner(folders[name], alt_text_prompt="What is {alt_text}?")
+        backend = shared(folders[name], alt_text_prompt="What is {alt_text}?")
         items = [item(noise(40, 40, seed=seed), alt_text="word " * seed) for seed in range(40)]
         with ThreadPoolExecutor(8) as pool:
             many = list(pool.map(backend.prepare, items))
@@ -324,7 +338,7 @@ def test_a_model_spread_over_devices_says_the_same(folders):
 
 @pytest.mark.skipif(is_torchvision_available(), reason="torchvision is here: the processor is complete")
 def test_a_processor_for_videos_is_left_out_where_it_cannot_be_loaded(folders):
-    processor = captioner(folders["qwen"])._reader._processor
+    processor = shared(folders["qwen"])._reader._processor
     assert type(processor).__name__ == "Qwen2VLProcessor"
     assert processor.image_processor is not None
 
@@ -457,6 +471,6 @@ def test_a_gpu_says_what_the_processor_says(folders, name):
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device here")
     for generation in ({}, {"num_beams": 3}):
-        gpu = say(captioner(folders[name], device="cuda", generation=generation), *map(item, PICTURES))
-        assert gpu == say(captioner(folders[name], device="cpu", generation=generation), *map(item, PICTURES))
-    assert say(captioner(folders[name], device="cuda", dtype="bfloat16"), *map(item, PICTURES))
+        gpu = say(shared(folders[name], device="cuda", generation=generation), *map(item, PICTURES))
+        assert gpu == say(shared(folders[name], device="cpu", generation=generation), *map(item, PICTURES))
+    assert say(shared(folders[name], device="cuda", dtype="bfloat16"), *map(item, PICTURES))

@@ -20,7 +20,8 @@ from cloc.labeling.detector_network import (
 )
 from cloc.labeling.detector_transformers import to_regions
 from cloc.labeling.detectors import DETECTORS, QUERIES
-from cloc.labeling.models import PROCESS_VARIABLE, pick_device
+from cloc.labeling.jobs import PROCESS_VARIABLE
+from cloc.labeling.models import pick_device
 from cloc.labeling.worker import Item
 
 

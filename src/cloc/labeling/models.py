@@ -10,8 +10,8 @@ from safetensors import SafetensorError
 from transformers import AutoConfig
 
 from cloc.errors import ConfigError
+from cloc.labeling.jobs import PROCESS_VARIABLE
 
-PROCESS_VARIABLE = "CLOC_WORKER_PROCESS"  # environment: number of this process among those that label on a machine
 _T = TypeVar("_T")
 
 

@@ -17,6 +17,7 @@ from cloc.errors import ClocError, ConfigError
 from cloc.labeling import grounding
 from cloc.labeling.detector_transformers import NETWORKS, TransformersDetector
 from cloc.labeling.detectors import QUERIES, Region
+from cloc.labeling.models import load_model
 from cloc.labeling.phrases import PhraseExtractor
 from cloc.labeling.worker import Item
 from tests import tiny_models
@@ -500,6 +501,17 @@ def test_a_broken_checkpoint_is_one_clear_line(tmp_path):
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(ConfigError, match=r"^grounding.model: cannot load '.*owl' ") as error:
         detector(folder)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("device_map", ["", "auto", "balanced"])
+def test_a_model_can_be_spread_over_devices_and_is_ready_for_inference(folders, device_map):
+    make, cpu = AutoModelForZeroShotObjectDetection.from_pretrained, torch.device("cpu")
+    model = load_model(make, folders["owlv2"], key="k", dtype="bfloat16", device=cpu, device_map=device_map)
+    assert (model.training, model.dtype) == (False, torch.bfloat16)
+    assert model.device == cpu or torch.cuda.is_available()
+    with pytest.raises(ConfigError, match=r"^k: cannot load .* found elsewhere") as error:
+        load_model(make, folders["owlv2"], key="k", dtype="float32", device=cpu, device_map="elsewhere")
     assert "\n" not in str(error.value)
 
 

@@ -448,6 +448,70 @@ class AdapterConfig(Section):
     """Where tuning runs."""
 
 
+class TeacherDetectorConfig(Section):
+    """The small detector that `cloc teachers fit` makes."""
+
+    text: TowerConfig = TowerConfig(width=96, layers=1, heads=4)
+    """The tower that reads queries."""
+    steps: Positive = 600
+    """Optimiser steps."""
+    batch_size: Positive = 32
+    """Images a step; the texts of the others are an image's negatives."""
+    learning_rate: Annotated[float, Field(gt=0)] = 2e-3
+    """Peak learning rate."""
+    muon_rate: Annotated[float, Field(gt=0)] = 4.0
+    """Learning rate of Muon's weights, as a multiple of `learning_rate`."""
+
+
+class TeacherCaptionerConfig(Section):
+    """The small captioner that `cloc teachers fit` makes: the detector's vision tower and a text decoder."""
+
+    decoder: TowerConfig = TowerConfig(width=96, layers=2, heads=4)
+    """The decoder, with cross-attention to the image."""
+    context_length: Annotated[int, Field(ge=8)] = 80
+    """Longest caption, tokens."""
+    steps: Positive = 600
+    """Optimiser steps."""
+    batch_size: Positive = 32
+    """Images a step."""
+    learning_rate: Annotated[float, Field(gt=0)] = 2e-3
+    """Peak learning rate."""
+    muon_rate: Annotated[float, Field(gt=0)] = 4.0
+    """Learning rate of Muon's weights, as a multiple of `learning_rate`."""
+    vision_rate: Annotated[float, Field(ge=0)] = 0.1
+    """Learning rate of the vision tower, as a multiple; 0 keeps it as the detector has it."""
+
+
+class TeachersConfig(Section):
+    """Stage: a small detector and a small captioner, fitted on a labelled split."""
+
+    split: str = "seed"
+    """Split with human captions and human boxes that they learn from."""
+    vision: VisionConfig = VisionConfig(width=96, layers=3, heads=8, image_size=96, patch_size=8)
+    """The vision tower of both; images are stretched to its square."""
+    distances: Annotated[tuple[NonNegative, ...], Field(strict=False)] = (1, 1, 2)
+    """How far the heads of each vision layer look at the start, patches; 0 leaves a layer at random. Empty starts the
+    whole tower at random, which takes far more images."""
+    detector: TeacherDetectorConfig = TeacherDetectorConfig()
+    captioner: TeacherCaptionerConfig = TeacherCaptionerConfig()
+    vocab_size: Annotated[int, Field(ge=600)] = 4096
+    """Entries of the vocabulary at most, which is trained on captions and box texts."""
+    held_out: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """Share of the images that is kept for the evaluation."""
+    cache_images: Positive = 20_000
+    """Images that are kept decoded and shuffled together; of a larger split every epoch decodes anew."""
+    seed: NonNegative = 0
+    """Seed of weights and order."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the teachers are fitted."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "TeachersConfig":
+        if self.distances and len(self.distances) != self.vision.layers:
+            raise ValueError(f"distances {self.distances} must be empty or one for each of {self.vision.layers} layers")
+        return self
+
+
 class TrackingConfig(Section):
     """MLflow."""
 
@@ -463,6 +527,7 @@ class Config(Section):
     """All settings."""
 
     data: DataConfig = DataConfig()
+    teachers: TeachersConfig = TeachersConfig()
     captioning: CaptioningConfig = CaptioningConfig()
     grounding: GroundingConfig = GroundingConfig()
     validation: ValidationConfig = ValidationConfig()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
+from transformers.pytorch_utils import Conv1D  # what GPT-2 calls its linear layers
 
 from cloc.errors import TrainingError
 

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 # Wavelengths in patches. Odd harmonics of 12: the features of two different places of a row of 12 have an inner product
-# of at most 0, so that a head which looks at one neighbour looks at nothing else (with 3, 6, 18 a quarter went elsewhere).
+# of at most 0, so that a head which looks at one neighbour looks at nothing else (with 3, 6 and 18 a quarter of its
+# attention went elsewhere).
 _WAVES = (12.0, 4.0, 2.4)
 _AMPLITUDE = 4.0  # positions outweigh what is seen, so that normalisation leaves their size alone
 _SHARPNESS = 0.3

@@ -1,6 +1,6 @@
 """The DAG: from images to a registered encoder and a tuned MLLM adapter.
 
-    settings -> ingest -> captioning -> grounding -> validation (gate)
+    settings -> ingest -> teachers -> captioning -> grounding -> validation (gate)
       -> pretraining: CLOC; plain CLIP at equal steps; plain CLIP at equal compute
       -> evaluation -> registration (gate) -> adapter tuning on CLIP and on CLOC -> summary
 
@@ -21,6 +21,7 @@ from components.pretraining.component import pretraining
 from components.registration.component import registration
 from components.settings.component import settings
 from components.summary.component import summary
+from components.teachers.component import teachers
 from components.validation.component import validation
 from pipelines.resources import on_cluster
 
@@ -58,10 +59,10 @@ def cloc_pipeline(
     Args:
         data: Collection of images to use: folder or s3:// prefix with a data set a split. Empty renders the demo's.
         demo_images: Training pictures to render when no data are given.
-        captioner: Where captions come from: annotations (the data's own) or transformers (a captioning model).
-        captioning_model: Hub id or folder of the captioning model.
+        captioner: Where captions come from: annotations (the data's own), transformers (a model), openai (an endpoint).
+        captioning_model: Hub id or folder of the captioning model. Empty fits a small one on the data's seed split.
         region_finder: Where boxes come from: annotations (the data's own) or transformers (a detector).
-        detection_model: Hub id or folder of the open-vocabulary detector.
+        detection_model: Hub id or folder of the open-vocabulary detector. Empty fits a small one on the seed split.
         detection_threshold: Boxes that the detector is less sure of are dropped (0 to 1).
         min_caption_coverage: Gate on the labels: least share of images with a caption.
         min_region_coverage: Gate on the labels: least share of images with a region.
@@ -111,11 +112,14 @@ def cloc_pipeline(
         return on_cluster(task.set_display_name(title), name, gpus=gpus, gpu_type=gpu_type)
 
     images = set_up(ingest(parameters=given["scenes"]), "ingest", "Data").outputs["data"]
-    captions = set_up(captioning(parameters=given["captioning"], data=images), "captioning", "Captioning").outputs[
-        "captions"
-    ]
+    fitted = set_up(teachers(parameters=given["teachers"], data=images), "teachers", "Teachers").outputs["teachers"]
+    captions = set_up(
+        captioning(parameters=given["captioning"], data=images, teachers=fitted), "captioning", "Captioning"
+    ).outputs["captions"]
     regions = set_up(
-        grounding(parameters=given["grounding"], data=images, captions=captions), "grounding", "Grounding"
+        grounding(parameters=given["grounding"], data=images, captions=captions, teachers=fitted),
+        "grounding",
+        "Grounding",
     ).outputs["regions"]
     labels = {"data": images, "captions": captions, "regions": regions}
     checked = set_up(validation(parameters=given["validation"], **labels), "validation", "Validation (gate)")

@@ -25,6 +25,7 @@ class Resources:
 RESOURCES = {
     "settings": Resources(cpu="500m", memory="1Gi"),
     "ingest": Resources(cpu="4", memory="4Gi"),
+    "teachers": Resources(cpu="4", memory="8Gi", uses_gpu=True),
     "captioning": Resources(cpu="4", memory="16Gi", uses_gpu=True),
     "grounding": Resources(cpu="4", memory="16Gi", uses_gpu=True),
     "validation": Resources(cpu="2", memory="8Gi", retries=0),

@@ -9,7 +9,10 @@ from components import IMAGE
 def captioning(
     parameters: str,
     data: dsl.Input[dsl.Dataset],
+    teachers: dsl.Input[dsl.Model],
     captions: dsl.Output[dsl.Dataset],
+    report: dsl.Output[dsl.Artifact],
+    page: dsl.Output[dsl.HTML],
     metrics: dsl.Output[dsl.Metrics],
 ):
     """Captions every image of the training split; what stands already is skipped.
@@ -17,9 +20,19 @@ def captioning(
     Args:
         parameters: The stage's settings and its code's hash (JSON).
         data: Collection or data set.
+        teachers: Labelling models of the project's own, used where no captioner is named.
         captions: Captions tables, a Parquet file a shard.
-        metrics: Captions an image, words a caption, coverage, counts.
+        report: Folder with the statistics as JSON and the page.
+        page: Statistics and captioned images, to look at.
+        metrics: Captions an image, words a caption, coverage, speed, counts.
     """
     from cloc.pipeline.component import run_component
 
-    run_component("captioning", parameters, inputs={"data": data}, outputs={"captions": captions}, metrics=metrics)
+    run_component(
+        "captioning",
+        parameters,
+        inputs={"data": data, "teachers": teachers},
+        outputs={"captions": captions, "report": report},
+        metrics=metrics,
+        page=page,
+    )

@@ -10,7 +10,10 @@ def grounding(
     parameters: str,
     data: dsl.Input[dsl.Dataset],
     captions: dsl.Input[dsl.Dataset],
+    teachers: dsl.Input[dsl.Model],
     regions: dsl.Output[dsl.Dataset],
+    report: dsl.Output[dsl.Artifact],
+    page: dsl.Output[dsl.HTML],
     metrics: dsl.Output[dsl.Metrics],
 ):
     """Finds boxes for the phrases of the captions; what stands already is skipped.
@@ -19,15 +22,19 @@ def grounding(
         parameters: The stage's settings and its code's hash (JSON).
         data: Collection or data set.
         captions: Captions tables.
+        teachers: Labelling models of the project's own, used where no detector is named.
         regions: Regions tables, a Parquet file a shard.
-        metrics: Regions an image, words a region, coverage, counts.
+        report: Folder with the statistics as JSON and the page.
+        page: Statistics, quality, and labelled images, to look at.
+        metrics: Regions an image, words a region, coverage, quality, speed, counts.
     """
     from cloc.pipeline.component import run_component
 
     run_component(
         "grounding",
         parameters,
-        inputs={"data": data, "captions": captions},
-        outputs={"regions": regions},
+        inputs={"data": data, "captions": captions, "teachers": teachers},
+        outputs={"regions": regions, "report": report},
         metrics=metrics,
+        page=page,
     )

@@ -33,6 +33,7 @@ def settings(
     "Stages",
     [
         ("scenes", str),
+        ("teachers", str),
         ("captioning", str),
         ("grounding", str),
         ("validation", str),

@@ -26,8 +26,8 @@ class StageSpec:
         name: as in the registry, the CLI, DVC and the pipeline.
         module: where its `run`, `Inputs` and `Outputs` are.
         sections: sections of the settings that it reads; nothing else can change what it does.
-        home: the output whose folder also gets the settings and the result; empty where the output is a data set or
-            its tables, which hold nothing that differs between equal runs.
+        home: the output whose folder, where it is wanted, also gets the settings and the result; empty where the only
+            output is a data set, which holds nothing that differs between equal runs.
         title: for people.
     """
 
@@ -43,8 +43,9 @@ STAGES: Mapping[str, StageSpec] = {
     for spec in (
         StageSpec("scenes", "cloc.data.scenes.stage", ("data",), "", "Render the demo data set"),
         StageSpec("ingest", "cloc.data.ingest.stage", ("data",), "", "Bring images into a data set"),
-        StageSpec("captioning", "cloc.labeling.captioning", ("data", "captioning"), "", "Caption every image"),
-        StageSpec("grounding", "cloc.labeling.grounding", ("data", "grounding"), "", "Find the captions' phrases"),
+        StageSpec("teachers", "cloc.labeling.teachers.stage", ("data", "teachers"), "teachers", "Fit labelling models"),
+        StageSpec("captioning", "cloc.labeling.captioning", ("data", "captioning"), "report", "Caption every image"),
+        StageSpec("grounding", "cloc.labeling.grounding", ("data", "grounding"), "report", "Find what captions name"),
         StageSpec("validation", "cloc.validation.stage", ("data", "validation"), "report", "Check the labels"),
         StageSpec(
             "pretraining", "cloc.training.stage", ("data", "model", "loss", "train"), "model", "Train an encoder"

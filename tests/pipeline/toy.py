@@ -13,6 +13,8 @@ SETTINGS = {
     "data.scenes.test_images": "80",
     "data.scenes.unseen_pairs_images": "0",
     "data.scenes.unseen_kinds_images": "0",
+    "captioning.backend": "annotations",
+    "grounding.backend": "annotations",
     "validation.min_images": "10",
     "model.embed_dim": "16",
     "model.vision.image_size": "32",

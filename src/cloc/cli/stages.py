@@ -11,31 +11,83 @@ from cloc.stages import run_stage
 _data = click.option("--data", required=True, help="Data set, or collection with splits (folder or s3:// prefix).")
 _captions = click.option("--captions", required=True, help="Where the captions tables lie.")
 _regions = click.option("--regions", required=True, help="Where the regions tables lie.")
+_teachers = click.option("--teachers", default="", help="Where `cloc teachers fit` wrote, for an empty model setting.")
+_shards = click.option("--shards", default="", metavar="FIRST:LAST", help="Label only these shards, as in 0:100.")
+_worker = click.option("--worker", default="", metavar="I/N", help="Label every N-th of them, from the I-th (from 0).")
+_report = click.option("--report", default="", help="Folder of a report on the labels.")
 _result = click.option("--result", "result_dir", help="Folder for stage_result.json and config.yaml, too.")
 
 
 @click.command()
 @_data
+@_teachers
+@_shards
+@_worker
 @click.option("--out", required=True, help="Where the captions tables go.")
+@_report
 @_result
 @settings_options
-def caption(data: str, out: str, result_dir: str | None, **settings: Any) -> None:
-    """Caption every image of a data set."""
+def caption(
+    data: str, teachers: str, shards: str, worker: str, out: str, report: str, result_dir: str | None, **settings: Any
+) -> None:
+    """Caption every image of a data set; what stands already is skipped."""
     run_stage(
-        "captioning", resolve(**settings), inputs={"data": data}, outputs={"captions": out}, result_dir=result_dir
+        "captioning",
+        resolve(**settings),
+        inputs={"data": data, "teachers": teachers, "shards": shards, "worker": worker},
+        outputs={"captions": out, "report": report},
+        result_dir=result_dir,
     )
 
 
 @click.command()
 @_data
 @_captions
+@_teachers
+@_shards
+@_worker
 @click.option("--out", required=True, help="Where the regions tables go.")
+@_report
 @_result
 @settings_options
-def ground(data: str, captions: str, out: str, result_dir: str | None, **settings: Any) -> None:
-    """Find boxes for the phrases of the captions."""
-    inputs = {"data": data, "captions": captions}
-    run_stage("grounding", resolve(**settings), inputs=inputs, outputs={"regions": out}, result_dir=result_dir)
+def ground(
+    data: str,
+    captions: str,
+    teachers: str,
+    shards: str,
+    worker: str,
+    out: str,
+    report: str,
+    result_dir: str | None,
+    **settings: Any,
+) -> None:
+    """Find boxes for the phrases of the captions; what stands already is skipped."""
+    run_stage(
+        "grounding",
+        resolve(**settings),
+        inputs={"data": data, "captions": captions, "teachers": teachers, "shards": shards, "worker": worker},
+        outputs={"regions": out, "report": report},
+        result_dir=result_dir,
+    )
+
+
+@click.group()
+def teachers() -> None:
+    """Make labelling models of your own from a labelled part of the data."""
+
+
+@teachers.command()
+@_data
+@click.option("--out", required=True, help="Folder of the teachers: captioner and detector.")
+@settings_options
+def fit(data: str, out: str, **settings: Any) -> None:
+    """Fit a small captioner and a small open-vocabulary detector; then label with them.
+
+    \b
+    cloc teachers fit --data data --out work/teachers
+    cloc caption --data data --teachers work/teachers --out work/captions -S captioning.backend=transformers
+    """
+    run_stage("teachers", resolve(**settings), inputs={"data": data}, outputs={"teachers": out})
 
 
 @click.command()

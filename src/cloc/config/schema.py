@@ -86,7 +86,7 @@ class GenerationConfig(Section):
     num_beams: Positive = 1
     """Beams of the search; 1 is greedy (backend transformers)."""
     temperature: Annotated[float, Field(ge=0)] = 0.0
-    """Above 0 samples words instead of taking the likeliest."""
+    """Above 0 samples words; 0 leaves it to the checkpoint or the endpoint, which mostly take the likeliest."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Share of the probability that is sampled from."""
     repetition_penalty: Annotated[float, Field(ge=1)] = 1.0
@@ -118,8 +118,8 @@ class CaptioningConfig(Section):
     """Stage: a caption for every image."""
 
     backend: Literal["annotations", "transformers", "openai"] = "transformers"
-    """`annotations` takes the human captions that the data has; `transformers` runs a captioning model; `openai` asks an
-    OpenAI-compatible endpoint."""
+    """`annotations` takes the human captions that the data has; `transformers` runs a captioning model; `openai` asks
+    an OpenAI-compatible endpoint."""
     model: str = "Salesforce/blip-image-captioning-large"
     """Hub id or folder of the captioning model, or the endpoint's name for it; empty takes the captioner that
     `cloc teachers fit` made."""
@@ -166,9 +166,10 @@ class GroundingConfig(Section):
     """Folder with NLTK's data (tagger nltk); empty looks where `nltk.download` puts it."""
     spacy_model: str = "en_core_web_sm"
     """Name or folder of the spaCy pipeline (tagger spacy)."""
-    phrases: Literal["captions", "alt_text_ngrams"] = "captions"
-    """What regions are named by: noun phrases of the captions (VESL), or the alt-text's word n-grams (the paper's
-    labels without VESL; backend annotations keeps the human boxes that the alt-text names)."""
+    phrases: Literal["captions", "captions_and_alt_text", "alt_text_ngrams"] = "captions"
+    """What regions are named by: noun phrases of the captions (VESL); those of the alt-text besides, which helps where
+    the captioner is weak; or the alt-text's word n-grams (the paper's labels without VESL; backend annotations keeps
+    the human boxes that the alt-text names)."""
     max_phrases: Positive = 20
     """Phrases of the captions an image at most (METHOD, VESL step 2)."""
     max_ngram_words: Positive = 10
@@ -466,10 +467,13 @@ class TeacherDetectorConfig(Section):
 class TeacherCaptionerConfig(Section):
     """The small captioner that `cloc teachers fit` makes: the detector's vision tower and a text decoder."""
 
-    decoder: TowerConfig = TowerConfig(width=96, layers=2, heads=4)
-    """The decoder, with cross-attention to the image."""
+    decoder: TowerConfig = TowerConfig(width=128, layers=2, heads=4)
+    """The decoder, with cross-attention to the image; of another width than the vision tower."""
     context_length: Annotated[int, Field(ge=8)] = 80
     """Longest caption, tokens."""
+    alt_text_prompt: str = "{alt_text} :"
+    """How it is told an image's alt-text, so that names survive; `captioning.alt_text_prompt` must say the same. Empty
+    tells it none."""
     steps: Positive = 600
     """Optimiser steps."""
     batch_size: Positive = 32
@@ -478,13 +482,13 @@ class TeacherCaptionerConfig(Section):
     """Peak learning rate."""
     muon_rate: Annotated[float, Field(gt=0)] = 4.0
     """Learning rate of Muon's weights, as a multiple of `learning_rate`."""
-    vision_rate: Annotated[float, Field(ge=0)] = 0.1
-    """Learning rate of the vision tower, as a multiple; 0 keeps it as the detector has it."""
 
 
 class TeachersConfig(Section):
     """Stage: a small detector and a small captioner, fitted on a labelled split."""
 
+    fit: Annotated[tuple[Literal["detector", "captioner"], ...], Field(strict=False)] = ("detector", "captioner")
+    """Which teachers are made; the captioner sees with the detector's tower, which is then fitted, too."""
     split: str = "seed"
     """Split with human captions and human boxes that they learn from."""
     vision: VisionConfig = VisionConfig(width=96, layers=3, heads=8, image_size=96, patch_size=8)

@@ -119,13 +119,27 @@ def _contains(whole: Sequence[str], part: Sequence[str]) -> bool:
 
 def caption_queries(config: GroundingConfig) -> Queries:
     """Noun phrases of an item's captions, generated and human ones and not the alt-text (METHOD, VESL step 2)."""
-    extract = PhraseExtractor(
+    extract = _phrase_extractor(config)
+    return lambda item: extract(_captions(item))
+
+
+def caption_and_alt_text_queries(config: GroundingConfig) -> Queries:
+    """Noun phrases of an item's captions, then of its alt-texts: names that a weak captioner misses, to be checked."""
+    extract = _phrase_extractor(config)
+    return lambda item: extract([*_captions(item), *item.alt_texts])
+
+
+def _phrase_extractor(config: GroundingConfig) -> PhraseExtractor:
+    return PhraseExtractor(
         tagger=config.tagger,
         max_phrases=config.max_phrases,
         nltk_data=config.nltk_data,
         spacy_model=config.spacy_model,
     )
-    return lambda item: extract(row["text"] for row in item.sample.captions if row["kind"] != "alt_text")
+
+
+def _captions(item: Item) -> list[str]:
+    return [row["text"] for row in item.sample.captions if row["kind"] != "alt_text"]
 
 
 def alt_text_queries(config: GroundingConfig) -> Queries:
@@ -136,6 +150,7 @@ def alt_text_queries(config: GroundingConfig) -> Queries:
 
 QUERIES: Mapping[str, Callable[[GroundingConfig], Queries]] = {
     "captions": caption_queries,
+    "captions_and_alt_text": caption_and_alt_text_queries,
     "alt_text_ngrams": alt_text_queries,
 }
 

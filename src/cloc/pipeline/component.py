@@ -51,7 +51,7 @@ def run_component(
         inputs: fields of the stage's `Inputs`: artifacts, plain values, or dicts of these; None is left out.
         outputs: artifact of each field of the stage's `Outputs`.
         metrics: artifact that the stage's numbers are shown by.
-        page: artifact that gets a copy of the HTML page of the stage's first output.
+        page: artifact that gets a copy of the HTML page in the stage's output `report`.
 
     Raises:
         SystemExit: the stage failed with a reason, which is the last line that was printed; its code is the error's.
@@ -65,7 +65,7 @@ def run_component(
             _describe(artifact, result, code=task["code"])
         write_metrics(metrics, {**result.metrics, **result.counts})
         if page is not None:
-            _copy_page(Path(next(iter(folders.values()))), page)
+            _copy_page(Path(folders["report"]), page)
 
 
 def resolve_parameters(values: Mapping[str, Any], others: list[str], *, data: str) -> Any:

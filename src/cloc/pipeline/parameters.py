@@ -12,7 +12,7 @@ from typing import Any
 from cloc.config import Config, apply_overrides, flatten, load_preset, parse
 from cloc.data.dataset import Dataset, resolve_split
 from cloc.data.storage import Storage
-from cloc.errors import ConfigError
+from cloc.errors import ConfigError, DataError
 from cloc.pipeline.sources import code_version
 from cloc.stage import fingerprint
 from cloc.stages import STAGES, stage_settings
@@ -92,11 +92,22 @@ def stage_parameters(config: Config, *, data: str = "") -> dict[str, str]:
         DataError: `data` lacks a split that the settings name.
     """
     names = [name for name in STAGES if name != "ingest"]  # the pipeline starts from data sets
-    tasks = {name: {"settings": stage_settings(name, config), "code": code_version(name)} for name in names}
+    settings = {name: stage_settings(name, config) for name in names}
+    settings["teachers"]["teachers"]["fit"] = _needed_teachers(config)
+    tasks = {name: {"settings": settings[name], "code": code_version(name)} for name in names}
     if data:
         place = {"location": data, "digest": data_digest(config, data)}
         tasks["scenes"] = {"settings": {}, "code": "", "data": place}
     return {name: json.dumps(task, sort_keys=True) for name, task in tasks.items()}
+
+
+def _needed_teachers(config: Config) -> list[str]:
+    """The teachers that some stage labels with: those in whose place no other model is named."""
+    needed = {
+        "captioner": config.captioning.backend == "transformers" and not config.captioning.model,
+        "detector": config.grounding.backend == "transformers" and not config.grounding.model,
+    }
+    return [name for name in config.teachers.fit if needed[name]]
 
 
 def data_digest(config: Config, data: str) -> str:
@@ -106,7 +117,16 @@ def data_digest(config: Config, data: str) -> str:
         DataError: a split is not there.
     """
     splits = dict.fromkeys((config.data.train_split, *config.data.test_splits))
-    return fingerprint([_split_digest(resolve_split(data, split)) for split in splits])
+    digests = [_split_digest(resolve_split(data, split)) for split in splits]
+    if teachers := _needed_teachers(config):
+        try:
+            digests.append(_split_digest(resolve_split(data, config.teachers.split)))
+        except DataError as error:
+            raise DataError(
+                f"{error}; teachers ({', '.join(teachers)}) would be fitted on it: name a captioner and a detector "
+                "(captioning.model, grounding.model), or take the data's own labels (backend annotations)"
+            ) from None
+    return fingerprint(digests)
 
 
 def _split_digest(url: str) -> list[Any]:

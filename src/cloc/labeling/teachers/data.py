@@ -18,8 +18,10 @@ from cloc import boxes
 from cloc.data.dataset import Dataset, LabeledSample
 from cloc.data.loader import shuffled
 from cloc.errors import DataError
+from cloc.labeling.captioners import Prompt
 from cloc.labeling.images import BadImageError, decode
 from cloc.labeling.text import clean
+from cloc.labeling.worker import Item
 
 _THOUSAND = 1000
 
@@ -33,6 +35,7 @@ class Picture:
         pixels_SS3: uint8.
         captions: people's captions, lower-cased; may be empty.
         phrases: noun phrases of the captions.
+        prompt: what a captioner is given besides the image: its alt-text, as a prompt; "" for nothing.
         boxes_G4: people's boxes, xyxy in [0, 1], float32; may be none.
         texts: what each box is described by.
         labels: class name of each box; "" where there is none.
@@ -42,6 +45,7 @@ class Picture:
     pixels_SS3: npt.NDArray[np.uint8]
     captions: tuple[str, ...]
     phrases: tuple[str, ...]
+    prompt: str
     boxes_G4: npt.NDArray[np.float32]
     texts: tuple[str, ...]
     labels: tuple[str, ...]
@@ -72,14 +76,22 @@ class Pictures:
         data: the split.
         settings: how images are read.
         phrases: noun phrases of an image's captions.
+        prompts: a captioner's prompt for an image.
         cache: images that are kept decoded, and shuffled together. A split of no more is decoded once; of a larger one,
             every epoch decodes and shuffles anew.
     """
 
     def __init__(
-        self, data: Dataset, settings: PictureSettings, *, phrases: Callable[[tuple[str, ...]], list[str]], cache: int
+        self,
+        data: Dataset,
+        settings: PictureSettings,
+        *,
+        phrases: Callable[[tuple[str, ...]], list[str]],
+        cache: int,
+        prompts: Callable[[Item], Prompt] = lambda item: Prompt("", ""),
     ) -> None:
         self._data, self._settings, self._phrases, self._cache = data, settings, phrases, cache
+        self._prompts = prompts
         self._kept: list[Picture] | None = None
         self.unusable = 0
 
@@ -158,6 +170,7 @@ class Pictures:
             pixels_SS3=np.array(square),
             captions=captions,
             phrases=tuple(self._phrases(captions)),
+            prompt=self._prompts(Item(image, sample)).text,
             boxes_G4=np.array(
                 [[row["x1"], row["y1"], row["x2"], row["y2"]] for row in usable], dtype=np.float32
             ).reshape(-1, 4),

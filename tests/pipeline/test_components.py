@@ -18,6 +18,7 @@ from components.pretraining.component import pretraining
 from components.registration.component import registration
 from components.settings.component import settings
 from components.summary.component import summary
+from components.teachers.component import teachers
 from components.validation.component import validation
 from tests.pipeline import toy
 
@@ -63,19 +64,42 @@ def data(new: Folder, given: dict[str, str]) -> Any:
 
 
 @pytest.fixture(scope="module")
-def captions(new: Folder, given: dict[str, str], data: Any) -> Any:
-    artifact, metrics = new("captions", dsl.Dataset), new("captions_metrics", dsl.Metrics)
-    captioning.python_func(parameters=given["captioning"], data=data, captions=artifact, metrics=metrics)
+def teachers_made(new: Folder, given: dict[str, str], data: Any) -> Any:
+    artifact, metrics = new("teachers", dsl.Model), new("teachers_metrics", dsl.Metrics)
+    teachers.python_func(parameters=given["teachers"], data=data, teachers=artifact, metrics=metrics)
+    assert artifact.metadata["message"] == "no teachers are needed"
+    return artifact
+
+
+def show(new: Folder, name: str) -> dict[str, Any]:
+    """The outputs of a labelling task that people look at."""
+    return {"report": new(f"{name}_report"), "page": new(f"{name}.html", dsl.HTML)}
+
+
+@pytest.fixture(scope="module")
+def captions(new: Folder, given: dict[str, str], data: Any, teachers_made: Any) -> Any:
+    artifact, metrics, shown = new("captions", dsl.Dataset), new("captions_metrics", dsl.Metrics), show(new, "captions")
+    captioning.python_func(
+        parameters=given["captioning"], data=data, teachers=teachers_made, captions=artifact, metrics=metrics, **shown
+    )
+    assert "<html" in Path(shown["page"].path).read_text()
     assert metrics.metadata["captioning/captions_per_image"] >= 1
     return artifact
 
 
 @pytest.fixture(scope="module")
-def regions(new: Folder, given: dict[str, str], data: Any, captions: Any) -> Any:
-    artifact, metrics = new("regions", dsl.Dataset), new("regions_metrics", dsl.Metrics)
+def regions(new: Folder, given: dict[str, str], data: Any, captions: Any, teachers_made: Any) -> Any:
+    artifact, metrics, shown = new("regions", dsl.Dataset), new("regions_metrics", dsl.Metrics), show(new, "regions")
     grounding.python_func(
-        parameters=given["grounding"], data=data, captions=captions, regions=artifact, metrics=metrics
+        parameters=given["grounding"],
+        data=data,
+        captions=captions,
+        teachers=teachers_made,
+        regions=artifact,
+        metrics=metrics,
+        **shown,
     )
+    assert "<html" in Path(shown["page"].path).read_text()
     assert metrics.metadata["grounding/regions_per_image"] > 0
     return artifact
 
@@ -137,7 +161,7 @@ def test_ingest_renders(data: Any) -> None:
     assert data.metadata["mlflow_run"]
 
 
-def test_ingest_points_at_what_is_given(tmp_path: Path, make_dataset: Any) -> None:
+def test_ingest_points_at_what_is_given(tmp_path: Path, make_dataset: Any, teachers_made: Any) -> None:
     for split in ("train", "test"):
         make_dataset(tmp_path / "photos" / split, 8)
     given, new = stage_parameters(toy.config(), data=str(tmp_path / "photos")), Folder(tmp_path / "run")
@@ -146,7 +170,14 @@ def test_ingest_points_at_what_is_given(tmp_path: Path, make_dataset: Any) -> No
     assert [path.name for path in Path(artifact.path).iterdir()] == ["location.json"]
     assert artifact.metadata["digest"]
     captions, metrics = new("captions", dsl.Dataset), new("m2", dsl.Metrics)
-    captioning.python_func(parameters=given["captioning"], data=artifact, captions=captions, metrics=metrics)
+    captioning.python_func(
+        parameters=given["captioning"],
+        data=artifact,
+        teachers=teachers_made,
+        captions=captions,
+        metrics=metrics,
+        **show(new, "captions"),
+    )
     assert captions.metadata["labelled"] == 8
     assert json.loads(Path(metrics.path).read_text())["labelled"] == 8
 
@@ -188,7 +219,7 @@ def test_validation_that_fails_is_one_line(
     assert (told["task"], told["exit_code"], f"error: {told['message']}") == ("validation", 4, last)
 
 
-def test_a_defect_keeps_its_traceback(tmp_path: Path, data: Any) -> None:
+def test_a_defect_keeps_its_traceback(tmp_path: Path, data: Any, teachers_made: Any) -> None:
     """Only failures that the user can act on are one line."""
     (tmp_path / "metrics").write_text("a file where a folder is needed")
     given = stage_parameters(toy.config())
@@ -197,8 +228,10 @@ def test_a_defect_keeps_its_traceback(tmp_path: Path, data: Any) -> None:
         captioning.python_func(
             parameters=given["captioning"],
             data=data,
+            teachers=teachers_made,
             captions=Folder(tmp_path)("captions", dsl.Dataset),
             metrics=metrics,
+            **show(Folder(tmp_path), "captions"),
         )
 
 

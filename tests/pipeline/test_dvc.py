@@ -26,7 +26,6 @@ STAGE_OF = {
     "clip_equal_compute": "pretraining",
     "adapter_tuning": "adapter_tuning",
 }
-LABELS = {"captioning", "grounding", "validation"}
 TRAINING = {"cloc", "clip_equal_steps", "clip_equal_compute"}
 ADAPTERS = {"adapter_tuning@clip", "adapter_tuning@cloc"}
 pytestmark = pytest.mark.xdist_group("dvc")
@@ -92,7 +91,7 @@ def labelled(repository: Path) -> Path:
     """A clone in which the pipeline ran up to its first gate."""
     folder = _clone(repository, "labelled")
     printed = _run(folder, "dvc", "repro", "validation")
-    assert RAN.findall(printed) == ["scenes", "captioning", "grounding", "validation"]
+    assert RAN.findall(printed) == ["scenes", "teachers", "captioning", "grounding", "validation"]
     return folder
 
 
@@ -165,7 +164,7 @@ def test_one_setting_reaches_its_stages_only(labelled: Path) -> None:
         "grounding__max_phrases": ("3", {"grounding"}),
         "data__scenes__seed": (
             "7",
-            {"scenes", "captioning", "grounding", "validation", "evaluation"} | TRAINING | ADAPTERS,
+            {"scenes", "teachers", "captioning", "grounding", "validation", "evaluation"} | TRAINING | ADAPTERS,
         ),
     }
     for key, (value, stages) in expected.items():

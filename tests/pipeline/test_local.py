@@ -18,11 +18,12 @@ from pipelines.console import Console
 from tests.pipeline import toy
 
 ROOT = Path(__file__).parents[2]
-TASK = re.compile(r"^\[(\d+)/13\] (.*)$", re.MULTILINE)
-REUSED = re.compile(r"^\[\d+/13\] (.*): nothing changed, taken from the cache$", re.MULTILINE)
+TASK = re.compile(r"^\[(\d+)/14\] (.*)$", re.MULTILINE)
+REUSED = re.compile(r"^\[\d+/14\] (.*): nothing changed, taken from the cache$", re.MULTILINE)
 TITLES = (
     "Settings",
     "Data",
+    "Teachers",
     "Captioning",
     "Grounding",
     "Validation (gate)",

@@ -15,6 +15,7 @@ SETTINGS = {
     "data.scenes.unseen_kinds_images": "0",
     "captioning.backend": "annotations",
     "grounding.backend": "annotations",
+    "teachers.fit": "[]",
     "validation.min_images": "10",
     "model.embed_dim": "16",
     "model.vision.image_size": "32",

@@ -11,6 +11,7 @@ from cloc.data import tables
 from cloc.data.dataset import Dataset, resolve_split
 from cloc.data.storage import open_storage
 from cloc.errors import DataError
+from cloc.labeling.settings import needed_teachers
 from cloc.stage import fingerprint
 from cloc.stages import run_stage
 
@@ -67,9 +68,15 @@ def make_labels(
     Raises:
         ConfigError, DataError: labelling is not possible.
     """
-    inputs = {"data": data, "captions": captions or f"{out}/captions"}
+    labels_here = not captions or not regions or LabelKind.ALT_TEXT in kinds
+    teachers = f"{out}/teachers" if labels_here and needed_teachers(config) else ""
+    if teachers:
+        run_stage("teachers", config, inputs={"data": data}, outputs={"teachers": teachers})
+    inputs = {"data": data, "captions": captions or f"{out}/captions", "teachers": teachers}
     if not captions:
-        run_stage("captioning", config, inputs={"data": data}, outputs={"captions": inputs["captions"]})
+        run_stage(
+            "captioning", config, inputs={"data": data, "teachers": teachers}, outputs={"captions": inputs["captions"]}
+        )
     places = {LabelKind.ALL: regions or f"{out}/regions"}
     if not regions:
         run_stage("grounding", config, inputs=inputs, outputs={"regions": places[LabelKind.ALL]})

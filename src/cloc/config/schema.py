@@ -462,6 +462,8 @@ class TeacherDetectorConfig(Section):
     """Peak learning rate."""
     muon_rate: Annotated[float, Field(gt=0)] = 4.0
     """Learning rate of Muon's weights, as a multiple of `learning_rate`."""
+    threads: NonNegative = 0
+    """Threads of a step on processors, besides the one that reads ahead; 0 takes one a core."""
 
 
 class TeacherCaptionerConfig(Section):
@@ -482,6 +484,8 @@ class TeacherCaptionerConfig(Section):
     """Peak learning rate."""
     muon_rate: Annotated[float, Field(gt=0)] = 4.0
     """Learning rate of Muon's weights, as a multiple of `learning_rate`."""
+    threads: NonNegative = 0
+    """Threads of a step on processors, besides the one that reads ahead; 0 takes one a core."""
 
 
 class TeachersConfig(Section):

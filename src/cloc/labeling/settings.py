@@ -4,7 +4,7 @@ import hashlib
 from pathlib import Path
 from typing import TypeVar
 
-from cloc.config.schema import CaptioningConfig, DataConfig, GroundingConfig
+from cloc.config.schema import CaptioningConfig, Config, DataConfig, GroundingConfig
 from cloc.errors import ConfigError
 from cloc.stage import fingerprint
 
@@ -13,6 +13,15 @@ S = TypeVar("S", CaptioningConfig, GroundingConfig)
 # These change how fast labels are made and not what they are.
 _SPEED_ONLY = {"batch_size", "device", "device_map", "processes"}
 _SPEED_OF_ENDPOINT = {"base_url", "api_key_variable", "concurrency", "requests_per_minute", "timeout", "retries"}
+
+
+def needed_teachers(config: Config) -> list[str]:
+    """The teachers of `teachers.fit` that some stage labels with: those in whose place no other model is named."""
+    needed = {
+        "captioner": config.captioning.backend == "transformers" and not config.captioning.model,
+        "detector": config.grounding.backend == "transformers" and not config.grounding.model,
+    }
+    return [name for name in config.teachers.fit if needed[name]]
 
 
 def with_teacher(section: S, teachers: str, *, name: str, key: str) -> S:

@@ -13,6 +13,7 @@ from cloc.config import Config, apply_overrides, flatten, load_preset, parse
 from cloc.data.dataset import Dataset, resolve_split
 from cloc.data.storage import Storage
 from cloc.errors import ConfigError, DataError
+from cloc.labeling.settings import needed_teachers
 from cloc.pipeline.sources import code_version
 from cloc.stage import fingerprint
 from cloc.stages import STAGES, stage_settings
@@ -93,21 +94,12 @@ def stage_parameters(config: Config, *, data: str = "") -> dict[str, str]:
     """
     names = [name for name in STAGES if name != "ingest"]  # the pipeline starts from data sets
     settings = {name: stage_settings(name, config) for name in names}
-    settings["teachers"]["teachers"]["fit"] = _needed_teachers(config)
+    settings["teachers"]["teachers"]["fit"] = needed_teachers(config)
     tasks = {name: {"settings": settings[name], "code": code_version(name)} for name in names}
     if data:
         place = {"location": data, "digest": data_digest(config, data)}
         tasks["scenes"] = {"settings": {}, "code": "", "data": place}
     return {name: json.dumps(task, sort_keys=True) for name, task in tasks.items()}
-
-
-def _needed_teachers(config: Config) -> list[str]:
-    """The teachers that some stage labels with: those in whose place no other model is named."""
-    needed = {
-        "captioner": config.captioning.backend == "transformers" and not config.captioning.model,
-        "detector": config.grounding.backend == "transformers" and not config.grounding.model,
-    }
-    return [name for name in config.teachers.fit if needed[name]]
 
 
 def data_digest(config: Config, data: str) -> str:
@@ -118,7 +110,7 @@ def data_digest(config: Config, data: str) -> str:
     """
     splits = dict.fromkeys((config.data.train_split, *config.data.test_splits))
     digests = [_split_digest(resolve_split(data, split)) for split in splits]
-    if teachers := _needed_teachers(config):
+    if teachers := needed_teachers(config):
         try:
             digests.append(_split_digest(resolve_split(data, config.teachers.split)))
         except DataError as error:

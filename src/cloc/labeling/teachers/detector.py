@@ -5,6 +5,7 @@ other images are its negatives. Shapes: B images, P patches, Q queries of a batc
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from transformers import (
 )
 
 from cloc.config.schema import TeacherDetectorConfig, TowerConfig, VisionConfig
+from cloc.data.prefetch import prefetched
 from cloc.data.transforms import PIXEL_MEAN, PIXEL_STD
 from cloc.labeling.teachers.data import Picture, Pictures
 from cloc.labeling.teachers.fitting import Fitted, Schedule, fit
@@ -207,15 +209,16 @@ def fit_detector(
         TrainingError: the loss is not finite.
     """
     batches = pictures.batches(settings.batch_size, seed=seed, keep=lambda picture: len(picture.texts) > 0)
-
-    def losses(step: int) -> tuple[Tensor, Mapping[str, Tensor]]:
-        found = detector_losses(model, detector_batch(next(batches), tokenizer))
-        return found.total(), vars(found)
-
     schedule = Schedule(
         steps=settings.steps, learning_rate=settings.learning_rate, muon_rate=settings.muon_rate, slow=_SLOW
     )
-    return fit(NAME, model, losses, schedule, metrics=metrics)
+    with closing(prefetched((detector_batch(batch, tokenizer) for batch in batches), depth=2)) as ready:
+
+        def losses(step: int) -> tuple[Tensor, Mapping[str, Tensor]]:
+            found = detector_losses(model, next(ready))
+            return found.total(), vars(found)
+
+        return fit(NAME, model, losses, schedule, metrics=metrics)
 
 
 def save_detector(model: OwlViTForObjectDetection, tokenizer: CLIPTokenizer, folder: Path) -> None:

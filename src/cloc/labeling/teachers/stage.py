@@ -8,6 +8,7 @@ a text decoder). A teacher that stands, fitted on the same data with the same se
 """
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -126,6 +127,7 @@ class _Fitter:
         from cloc.labeling.teachers.texts import fit_tokenizer
 
         section, pictures = self._section, self._pictures()
+        _use_threads(section.detector.threads)
         tokenizer = fit_tokenizer(
             pictures.texts(), vocab_size=section.vocab_size, context_length=section.captioner.context_length
         )
@@ -145,6 +147,7 @@ class _Fitter:
         from cloc.labeling.teachers.captioner import fit_captioner, make_captioner, save_captioner
 
         section = self._section
+        _use_threads(section.captioner.threads)
         detector = OwlViTForObjectDetection.from_pretrained(self._folder / DETECTOR).eval()
         tokenizer = AutoTokenizer.from_pretrained(self._folder / DETECTOR)
         model = make_captioner(detector, section.captioner, tokenizer, seed=section.seed).to(
@@ -207,3 +210,9 @@ class _Fitter:
             f"teachers/{name}/loss": fitted.losses["loss"],
         }
         return {"metrics": own, "images": images, "message": f"{name}: {message} in {fitted.wall_seconds:.0f} s"}
+
+
+def _use_threads(number: int) -> None:
+    import torch
+
+    torch.set_num_threads(number or len(os.sched_getaffinity(0)))

@@ -470,7 +470,7 @@ class TeacherCaptionerConfig(Section):
     """The small captioner that `cloc teachers fit` makes: the detector's vision tower and a text decoder."""
 
     decoder: TowerConfig = TowerConfig(width=128, layers=2, heads=4)
-    """The decoder, with cross-attention to the image; of another width than the vision tower."""
+    """The decoder, with cross-attention to the image; wider than the vision tower."""
     context_length: Annotated[int, Field(ge=8)] = 80
     """Longest caption, tokens."""
     alt_text_prompt: str = "{alt_text} :"
@@ -517,6 +517,11 @@ class TeachersConfig(Section):
     def _check(self) -> "TeachersConfig":
         if self.distances and len(self.distances) != self.vision.layers:
             raise ValueError(f"distances {self.distances} must be empty or one for each of {self.vision.layers} layers")
+        if self.captioner.decoder.width <= self.vision.width:
+            raise ValueError(
+                f"captioner.decoder.width {self.captioner.decoder.width} must be larger than vision.width "
+                f"{self.vision.width}: what the tower sees is projected into it whole"
+            )
         return self
 
 

@@ -240,4 +240,5 @@ def test_queries_are_of_the_captions_or_of_the_alt_text():
     item = Item(Image.new("RGB", (8, 8)), LabeledSample(Sample("a", b""), captions))
     assert QUERIES["captions"](GroundingConfig())(item) == ["red box", "blue key"]
     assert QUERIES["captions"](GroundingConfig(max_phrases=1))(item) == ["red box"]
+    assert QUERIES["captions_and_alt_text"](GroundingConfig())(item) == ["red box", "blue key", "red apples"]
     assert QUERIES["alt_text_ngrams"](GroundingConfig(max_ngram_words=1))(item) == ["red", "apples"]

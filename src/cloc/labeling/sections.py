@@ -252,9 +252,10 @@ def _grounding(section: GroundingConfig) -> dict[str, str]:
             "score at least": f"{section.score_threshold:g}",
             "NMS at IoU": f"{section.nms_iou:g}",
         }
-    if section.phrases == "captions":
-        return {**found, "phrases": "captions", "tagger": section.tagger, "phrases at most": f"{section.max_phrases}"}
-    return {**found, "phrases": "n-grams of the alt-text"}
+    if section.phrases == "alt_text_ngrams":
+        return {**found, "phrases": "n-grams of the alt-text"}
+    of = {"captions": "of captions", "captions_and_alt_text": "of captions and alt-text"}[section.phrases]
+    return {**found, "phrases": of, "tagger": section.tagger, "phrases at most": f"{section.max_phrases}"}
 
 
 def _model(model: str) -> str:

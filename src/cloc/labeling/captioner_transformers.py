@@ -8,6 +8,7 @@ caption does not depend on the images beside it, sampled or not: every image dra
 B images, L tokens, V entries of the vocabulary.
 """
 
+import re
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -36,6 +37,7 @@ from cloc.labeling.worker import Item
 from cloc.stage import fingerprint
 
 _PROBE_SIDE = 64
+_BEFORE_PUNCTUATION = re.compile(r"(?<=\w) (?=[,.;!?](?:\s|$))")
 # What a checkpoint that does not fit together raises, in its processor or in its model.
 _CHECKPOINT_ERRORS = (
     ValueError, TypeError, KeyError, IndexError, AttributeError, RuntimeError, ImportError, AssertionError,
@@ -157,7 +159,8 @@ class TransformersCaptioner:
 
     def _decode(self, tokens_L: Tensor) -> str:
         text: str = self._reader.tokenizer.decode(tokens_L, skip_special_tokens=True)
-        return text.strip()
+        # Tokenizers that split words from punctuation put a space between them.
+        return _BEFORE_PUNCTUATION.sub("", text.strip())
 
     def _probe(self) -> None:
         """Captions a grey picture in one word: what does not fit together shows at once, and not in every image."""

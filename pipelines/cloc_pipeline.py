@@ -116,11 +116,12 @@ def cloc_pipeline(
     captions = set_up(
         captioning(parameters=given["captioning"], data=images, teachers=fitted), "captioning", "Captioning"
     ).outputs["captions"]
-    regions = set_up(
+    grounded = set_up(
         grounding(parameters=given["grounding"], data=images, captions=captions, teachers=fitted),
         "grounding",
         "Grounding",
-    ).outputs["regions"]
+    )
+    regions = grounded.outputs["regions"]
     labels = {"data": images, "captions": captions, "regions": regions}
     checked = set_up(validation(parameters=given["validation"], **labels), "validation", "Validation (gate)")
 
@@ -150,6 +151,8 @@ def cloc_pipeline(
     results = summary(
         **labels,
         **models,
+        teachers=fitted,
+        label_report=grounded.outputs["report"],
         validation=checked.outputs["report"],
         evaluation=compared,
         receipt=registered.outputs["receipt"],

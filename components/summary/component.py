@@ -10,6 +10,8 @@ def summary(
     data: dsl.Input[dsl.Dataset],
     captions: dsl.Input[dsl.Dataset],
     regions: dsl.Input[dsl.Dataset],
+    teachers: dsl.Input[dsl.Model],
+    label_report: dsl.Input[dsl.Artifact],
     validation: dsl.Input[dsl.Artifact],
     clip_equal_steps: dsl.Input[dsl.Model],
     clip_equal_compute: dsl.Input[dsl.Model],
@@ -28,6 +30,8 @@ def summary(
         data: The collection.
         captions: Captions tables.
         regions: Regions tables.
+        teachers: Labelling models of the project's own.
+        label_report: The grounding's report.
         validation: The validation's report.
         clip_equal_steps: Plain CLIP trained for as many steps as CLOC.
         clip_equal_compute: Plain CLIP trained for as much processor time as CLOC.
@@ -47,6 +51,8 @@ def summary(
             "data": data,
             "captions": captions,
             "regions": regions,
+            "teachers": teachers,
+            "label_report": label_report,
             "validation": validation,
             "clip_equal_steps": clip_equal_steps,
             "clip_equal_compute": clip_equal_compute,

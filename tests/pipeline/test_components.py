@@ -273,6 +273,8 @@ def test_evaluation_registration_adapter_and_summary(
     summary.python_func(
         **labels,
         **models,
+        teachers=labels["captions"],
+        label_report=report,
         validation=report,
         evaluation=report,
         receipt=report,

@@ -117,6 +117,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--batch-ms", type=float, nargs="+", default=[60.0])
     parser.add_argument("--threads", type=int, nargs="+", default=[len(os.sched_getaffinity(0))])
+    parser.add_argument("--ways", nargs="+", choices=["serial", "worker"], default=["serial", "worker"])
     parser.add_argument("--case", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.case:
@@ -129,7 +130,7 @@ def main() -> None:
         for batch_ms in arguments.batch_ms:
             cases = [Case("serial", data, 1, arguments.batch_size, batch_ms)]
             cases += [Case("worker", data, threads, arguments.batch_size, batch_ms) for threads in arguments.threads]
-            for case in cases:
+            for case in [case for case in cases if case.way in arguments.ways]:
                 print(row(case, in_new_process(case), images=arguments.images), flush=True)
 
 

@@ -123,7 +123,7 @@ def test_stages_are_children_of_one_mlflow_run(whole: Ended, folder: Path) -> No
         [experiment.experiment_id], filter_string=f"tags.`mlflow.parentRunId` = '{runs[0].info.run_id}'"
     )
     names = [run.data.tags["cloc.stage"] for run in children]
-    assert (len(names), names.count("pretraining"), names.count("adapter_tuning")) == (11, 3, 2)
+    assert (len(names), names.count("pretraining"), names.count("adapter_tuning")) == (12, 3, 2)
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +142,7 @@ def test_gate_on_labels_stops_the_pipeline(again: Ended, folder: Path) -> None:
     assert ended.code == 4
     assert ended.lines[-1].startswith("error: validation: 1 of ")
     assert "1,000" in ended.lines[-1]
-    assert sorted(REUSED.findall(ended.text)) == ["Captioning", "Data", "Grounding"]
+    assert sorted(REUSED.findall(ended.text)) == ["Captioning", "Data", "Grounding", "Teachers"]
     assert "Pre-training" not in ended.text
     assert "Traceback" not in ended.text
 

@@ -127,12 +127,13 @@ def run(config: Config, *, inputs: Inputs, outputs: Outputs) -> StageResult:
         ConfigError: the model cannot be loaded, or the endpoint refuses.
         DataError: the data cannot be read, or too much of it had to be quarantined.
     """
+    data = resolve_split(inputs.data, config.data.train_split)
     section = with_teacher(config.captioning, inputs.teachers, name="captioner", key=STAGE)
     human = section.backend == "annotations"
     job = Job(
         stage=STAGE,
         table="captions",
-        data=resolve_split(inputs.data, config.data.train_split),
+        data=data,
         captions="",
         output=outputs.captions,
         reads=("captions",),

@@ -129,6 +129,7 @@ def run(config: Config, *, inputs: Inputs, outputs: Outputs) -> StageResult:
         ConfigError: the model cannot be loaded.
         DataError: the data cannot be read, or too much of it had to be quarantined.
     """
+    data = resolve_split(inputs.data, config.data.train_split)
     section = with_teacher(config.grounding, inputs.teachers, name="detector", key=STAGE)
     human = section.backend == "annotations"
     reads: tuple[Table, ...] = ("captions",)
@@ -137,7 +138,7 @@ def run(config: Config, *, inputs: Inputs, outputs: Outputs) -> StageResult:
     job = Job(
         stage=STAGE,
         table="regions",
-        data=resolve_split(inputs.data, config.data.train_split),
+        data=data,
         captions=inputs.captions,
         output=outputs.regions,
         reads=reads,

@@ -51,8 +51,12 @@ from cloc.labeling.worker import Item, Job
 
 PICTURES = 24  # different ones
 PICTURE_SIZES = ((640, 480), (480, 640), (1024, 683))
-COLORS = "red green blue yellow black white brown grey pink orange purple golden silver old new".split()  # noqa: SIM905
-THINGS = "box ball key apple cup chair table lamp door window car truck bicycle dog cat horse bird".split()  # noqa: SIM905
+COLORS = """
+    red green blue yellow black white brown grey pink orange purple golden silver old new
+""".split()  # noqa: SIM905 (a list of words reads best as words)
+THINGS = """
+    box ball key apple cup chair table lamp door window car truck bicycle dog cat horse bird
+""".split()  # noqa: SIM905 (a list of words reads best as words)
 PASSING = 30  # boxes an image that score more than 0.1
 SHARD = 256
 

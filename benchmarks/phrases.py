@@ -131,7 +131,7 @@ PLACES = ("near", "behind", "under", "above", "beside")
 
 def long_captions(count: int, seed: int) -> list[str]:
     """Sentences of 45 words in all, of which every twentieth was never seen before."""
-    draw = random.Random(seed)  # noqa: S311 (no secret)
+    draw = random.Random(seed)  # noqa: S311 (test captions, nothing that must not be guessed)
     texts = []
     for number in range(count):
         found: list[str] = []

@@ -35,7 +35,9 @@ from transformers import (
     SwinConfig,
 )
 
-WORDS = "a the red green blue yellow box ball key apple left right of and large small".split()  # noqa: SIM905
+WORDS = """
+    a the red green blue yellow box ball key apple left right of and large small
+""".split()  # noqa: SIM905 (a list of words reads best as words)
 
 
 def _tokenizer(tokens: list[str], *, start: str, end: str, pad: str, unknown: str) -> PreTrainedTokenizerFast:

@@ -43,14 +43,6 @@ AROUND = {
 }
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("models")
@@ -121,6 +113,15 @@ def reference(folder: str, name: str, image: Image.Image, prompt: str = "", **ge
     inputs = reader._processor(images=[image], text=[text], add_special_tokens=False, return_tensors="pt")
     tokens = model.generate(**inputs, **generation)
     return reader.tokenizer.decode(tokens[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
+
+
+@pytest.mark.parametrize("name", ["blip", "git", "encoder_decoder"])
+def test_a_prompt_longer_than_the_decoder_leaves_room_for_the_caption(folders, name):
+    backend = shared(folders[name], alt_text_prompt="{alt_text}")
+    inputs = backend.prepare(item(PICTURES[0], alt_text="red box " * 50)).inputs
+    length = next(inputs[key].shape[1] for key in ("decoder_input_ids", "input_ids") if key in inputs)
+    assert 20 < length < 64 - 8
+    assert len(say(backend, item(PICTURES[0], alt_text="red box " * 50))) == 1
 
 
 @pytest.mark.parametrize("name", MAKERS)
@@ -214,7 +215,7 @@ def test_a_chat_model_is_asked_the_question_that_is_set(folders, name):
 
 @pytest.mark.parametrize("name", CHATS)
 def test_an_alt_text_cannot_write_the_models_own_tokens(folders, name):
-    """A placeholder of an image would be an image too many; an end of turn would begin an answer of its own."""
+    """A token of an image would be an image too many; an end of turn would begin an answer of its own."""
     backend = shared(folders[name], alt_text_prompt="What is {alt_text}?")
     tokens = [token.content for token in backend._reader.tokenizer.added_tokens_decoder.values()]
     hostile = f"a dog {' '.join(tokens)} and {tokens[0][:3]}{tokens[-1]}{tokens[0][3:]} a cat"

@@ -101,7 +101,11 @@ def test_what_stands_is_kept_and_what_changed_is_fitted(data: Path, teachers: Pa
     other = settings(teachers__fit=("detector",))
     assert fit(other, data, teachers).metrics.keys() < again.metrics.keys()
     tree = settings().model_dump()
-    tree["teachers"]["captioner"]["steps"] = 4
+    for name in ("captioner", "detector"):
+        tree["teachers"][name]["threads"] = 2
+    fit(Config.model_validate(tree), data, teachers)
+    assert {path: path.read_bytes() for path in teachers.rglob("*") if path.is_file()} == before
+    tree["teachers"]["captioner"] |= {"steps": 4, "threads": 1}
     fit(Config.model_validate(tree), data, teachers)
     after = {path: path.read_bytes() for path in teachers.rglob("*") if path.is_file()}
     changed = {path.relative_to(teachers).parts[0] for path in after if after[path] != before.get(path)}

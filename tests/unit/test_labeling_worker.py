@@ -179,6 +179,21 @@ def test_a_model_that_fails_at_everything_stops_the_stage_with_its_reason(tmp_pa
         run_job(job(make_dataset(tmp_path / "data", 12), tmp_path / "out"), Broken, processes=1, quarantine_limit=0.05)
 
 
+def test_a_device_that_breaks_stops_the_stage_and_no_image_is_blamed(tmp_path, make_dataset):
+    data = make_dataset(tmp_path / "data", 48, shard_size=48)
+
+    class Breaking(Echo):
+        def label(self, batch):
+            if int(batch[-1][0]) >= 8:
+                raise RuntimeError("CUDA error: device-side assert triggered")
+            return super().label(batch)
+
+    with pytest.raises(ClocError, match=r"fails at 32 images in a row \(RuntimeError: CUDA error.*run again to go on"):
+        run_job(job(data, tmp_path / "out"), Breaking, processes=1, quarantine_limit=1.0)
+    assert tables_of(tmp_path / "out", "captions") == tables_of(tmp_path / "out", "quarantine") == {}
+    assert run_job(job(data, tmp_path / "out"), Echo, processes=1, quarantine_limit=0.0).totals.labelled == 48
+
+
 @pytest.mark.parametrize("error", [ConfigError("the endpoint refuses the key"), TypeError("a fault of the program")])
 def test_what_no_image_is_to_blame_for_stops_the_stage(tmp_path, make_dataset, error):
     class Failing(Echo):

@@ -7,7 +7,8 @@ from cloc.config.schema import LossConfig, ModelConfig, PrompterConfig, TextConf
 from cloc.model.configuration import from_settings
 from cloc.model.factory import AnyCLOCModel
 from cloc.model.modeling import CLOCModel, CLOCSiglipModel
-from cloc.training.optimizer import Optimizers
+from cloc.model.optimizers import Optimizers
+from cloc.training.optimizer import make_optimizers
 from cloc.training.task import CLOCTask, Objective
 
 
@@ -39,7 +40,7 @@ def step(module: CLOCTask, optimizers: Optimizers, *, seed: int) -> None:
 def test_every_trained_parameter_moves_and_no_other(optimizer: str, family: str, objective: Objective) -> None:
     module = task(family, objective)
     before = {name: p.detach().clone() for name, p in module.named_parameters()}
-    step(module, Optimizers(module, TrainConfig(optimizer=optimizer)), seed=0)
+    step(module, make_optimizers(module, TrainConfig(optimizer=optimizer)), seed=0)
     for name, p in module.named_parameters():
         assert torch.equal(p, before[name]) != p.requires_grad, name
         assert p.grad is None, name
@@ -49,7 +50,7 @@ def test_muon_takes_linear_weights_and_leaves_the_rest_to_adamw() -> None:
     """AdamW's first step moves every entry by the learning rate; Muon's is orthogonal, scaled to the same size."""
     module = task()
     before = {name: p.detach().clone() for name, p in module.named_parameters() if p.requires_grad}
-    step(module, Optimizers(module, TrainConfig(optimizer="muon", weight_decay=0.0, text_rate=0.5)), seed=0)
+    step(module, make_optimizers(module, TrainConfig(optimizer="muon", weight_decay=0.0, text_rate=0.5)), seed=0)
     moved = {name: p.detach() - before[name] for name, p in module.named_parameters() if name in before}
     for name in ("model.vision_model.encoder.layers.0.mlp.fc1.weight", "model.prompter.layers.0.query.weight"):
         singular = torch.linalg.svdvals(moved[name]) / (1e-2 * 0.2 * max(moved[name].shape) ** 0.5)
@@ -69,7 +70,7 @@ def test_muon_takes_linear_weights_and_leaves_the_rest_to_adamw() -> None:
 def test_state_taken_back_goes_on_equally(optimizer: str) -> None:
     whole, resumed = task(), task()
     train = TrainConfig(optimizer=optimizer)
-    first, second = Optimizers(whole, train), Optimizers(resumed, train)
+    first, second = make_optimizers(whole, train), make_optimizers(resumed, train)
     step(whole, first, seed=0)
     resumed.load_state_dict(whole.state_dict())
     second.load(first.tensors())

@@ -65,11 +65,14 @@ class ContinuingReader:
     question = ""
     continues = True
 
-    def __init__(self, model: str, kind: str) -> None:
+    def __init__(self, model: str, config: Any, *, max_new_tokens: int) -> None:
         self._image_processor = _image_processor(model)
         self.tokenizer = load(AutoTokenizer.from_pretrained, model, key=KEY, trust_remote_code=False)
         self.forbidden = tuple(self.tokenizer.all_special_tokens)
-        self._kind = kind
+        self._kind = config.model_type
+        text = config.decoder if self._kind == "vision-encoder-decoder" else config.get_text_config()
+        # Beyond its positions a decoder fails: a long alt-text leaves room for the start token and the caption.
+        self._longest = max(1, text.max_position_embeddings - max_new_tokens - 1)
 
     def read(self, image: Image.Image, prompt: str) -> dict[str, Tensor]:
         """See `Reader`."""
@@ -77,12 +80,13 @@ class ContinuingReader:
         if not prompt:
             return inputs
         if self._kind == "vision-encoder-decoder":  # generation puts its start token before
-            ids_1L = self._ids(prompt, add_special_tokens=False)
+            ids_1L = self._ids(prompt, add_special_tokens=False)[:, : self._longest]
             return {**inputs, "decoder_input_ids": ids_1L}
         ids_1L = self._ids(prompt)
         # A prompt must not end in the token that ends a caption; BLIP's own generation drops it.
         if self._kind != "blip" and int(ids_1L[0, -1]) in (self.tokenizer.sep_token_id, self.tokenizer.eos_token_id):
             ids_1L = ids_1L[:, :-1]
+        ids_1L = ids_1L[:, : self._longest]
         return {**inputs, "input_ids": ids_1L, "attention_mask": torch.ones_like(ids_1L)}
 
     def length_class(self, length: int) -> int:
@@ -156,18 +160,19 @@ class ChatReader:
         return int(math.log(length, _LENGTH_STEP))
 
 
-def make_reader(model: str, config: Any) -> Reader:
+def make_reader(model: str, config: Any, *, max_new_tokens: int) -> Reader:
     """The reader that suits a checkpoint.
 
     Args:
         model: hub id or folder.
         config: its configuration.
+        max_new_tokens: longest caption.
 
     Raises:
         ConfigError: what it prepares images and texts with cannot be loaded.
     """
     if config.model_type in _CONTINUING:
-        return ContinuingReader(model, config.model_type)
+        return ContinuingReader(model, config, max_new_tokens=max_new_tokens)
     processor = _processor(model, config)
     if getattr(processor, "chat_template", None):
         return ChatReader(processor, model)
@@ -226,7 +231,7 @@ def _image_processor(model: str) -> Any:
 
 
 def _special(processor: Any) -> tuple[str, ...]:
-    """All added tokens but ordinary words, and the placeholders of images and videos."""
+    """All added tokens but ordinary words, and those that images and videos stand behind."""
     added = [str(token.content) for token in processor.tokenizer.added_tokens_decoder.values()]
     own = [getattr(processor, name, None) for name in ("image_token", "video_token", "boi_token", "eoi_token")]
     named = [*added, *processor.tokenizer.all_special_tokens, *(token for token in own if isinstance(token, str))]

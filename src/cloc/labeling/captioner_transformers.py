@@ -74,7 +74,7 @@ class TransformersCaptioner:
         check_model(config.model, key=KEY)
         architecture = _captioner_config(config.model)
         device = pick_device(config.device, key="captioning.device")
-        self._reader = make_reader(config.model, architecture)
+        self._reader = make_reader(config.model, architecture, max_new_tokens=config.generation.max_new_tokens)
         self._prompts = Prompts(config, default=self._reader.question, forbidden=self._reader.forbidden)
         self._model = load_model(
             AutoModelForImageTextToText.from_pretrained,

@@ -49,7 +49,7 @@ _TRANSIENT = frozenset({408, 409, 425, 429})
 _OVERLOADED = frozenset({429, 503})
 
 
-class TryAgain(Exception):  # noqa: N818 (no fault of the program)
+class TryAgain(Exception):  # noqa: N818 (an answer to act on, not an error that anybody sees)
     """The request failed, and the next one may not.
 
     Args:
@@ -63,7 +63,7 @@ class TryAgain(Exception):  # noqa: N818 (no fault of the program)
         self.reason, self.pause, self.silent = reason, pause, silent
 
 
-class Refused(Exception):  # noqa: N818 (no fault of the program)
+class Refused(Exception):  # noqa: N818 (an answer to act on, not an error that anybody sees)
     """The endpoint will not do this image, however often it is asked; the message is the reason."""
 
 
@@ -311,7 +311,7 @@ def _message(payload: bytes) -> str:
 def _pause(attempt: int) -> float:
     """Seconds before the retry after this attempt (from 0); with jitter, so that requests do not come back together."""
     longest = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2**attempt)
-    return longest * random.uniform(0.5, 1.0)  # noqa: S311 (no secret)
+    return longest * random.uniform(0.5, 1.0)  # noqa: S311 (jitter of a pause, nothing that must not be guessed)
 
 
 def _retry_after(value: str) -> float:

@@ -44,7 +44,7 @@ PICTURE_WORDS = frozenset(
     backgrounds clipart close-up closeup copyright copyrighted downloadable downloads editorial file footage format
     graphic graphics hq imagery jpeg licence license licensed mockup photograph photographs pic pics pixel pixels
     preview printable product screenshot snapshot template usage view views watermark webp website x
-    """.split()  # noqa: SIM905
+    """.split()  # noqa: SIM905 (a list of words reads best as words)
 )
 
 GENERIC_WORDS = WEB_WORDS | PICTURE_WORDS
@@ -61,7 +61,7 @@ STOP_WORDS = frozenset(
     the their theirs them themselves then there these they thing things this those through to together too top toward
     towards two type under until up upon us various very was we were what when where which while who whom whose why
     will with within without would you your yours yourself yourselves
-    """.split()  # noqa: SIM905
+    """.split()  # noqa: SIM905 (a list of words reads best as words)
 )
 
 _TAG = re.compile(r"<(script|style)\b.{0,2000}?</\1\s*>|<[a-zA-Z/!?][^<>]{0,2000}>", re.DOTALL | re.IGNORECASE)

@@ -37,6 +37,7 @@ from cloc.stage import fingerprint
 
 T = TypeVar("T")
 _HELD = 8  # batches of images that wait at most for others of their padded size
+_FAILURES_IN_A_ROW = 32  # images that the model fails at: then it is the model's fault, or its device's
 # What models and their processors raise for an image that they cannot take; anything else is a fault of the program.
 _IMAGE_ERRORS = (ValueError, RuntimeError, IndexError, ZeroDivisionError, OSError)
 
@@ -220,6 +221,7 @@ class Worker:
         self._running: deque[tuple[_Batch, Future[list[Labels]]]] = deque()
         self._written: deque[tuple[str, Future[ShardStats]]] = deque()
         self._clock = _Clock(watch)
+        self._failures = 0  # in a row
 
     def label(self, shards: Iterable[Shard]) -> Iterator[tuple[str, ShardStats]]:
         """Labels shards and writes their tables; gives the name and the statistics of each that is written.
@@ -298,9 +300,16 @@ class Worker:
         except ClocError:
             raise
         except _IMAGE_ERRORS as error:
-            if len(values) == 1:
-                return [Labels(refused=f"the model fails at it: {_line(error)}")]
-            return [labels for value in values for labels in self._attempt([value])]
+            if len(values) > 1:
+                return [labels for value in values for labels in self._attempt([value])]
+            self._failures += 1
+            if self._failures >= _FAILURES_IN_A_ROW:
+                raise ClocError(
+                    f"{self._job.stage}: the model fails at {self._failures} images in a row ({_line(error)}); look at "
+                    "it and its device, then run again to go on"
+                ) from error
+            return [Labels(refused=f"the model fails at it: {_line(error)}")]
+        self._failures = 0
         assert len(labels) == len(values), "a labeler says something of every image"
         return labels
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from cloc.errors import TrainingError
-from cloc.training.optimizer import Optimizers
+from cloc.model.optimizers import Optimizers
 
 
 @dataclass(frozen=True)

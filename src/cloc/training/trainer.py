@@ -26,7 +26,7 @@ from cloc.model import factory
 from cloc.stage import fingerprint
 from cloc.training.checkpoint import Checkpoints, TrainingState
 from cloc.training.distributed import Rank, leave, process_group, total
-from cloc.training.optimizer import Optimizers
+from cloc.training.optimizer import make_optimizers
 from cloc.training.task import CLOCTask, Losses, Objective
 
 SUMMARY_FILE = "training.json"
@@ -91,7 +91,7 @@ class Trainer:
         self.task = CLOCTask(
             self.model, self.config.loss, objective=job.objective, normalize=self.processor.normalize
         ).to(rank.device)
-        self.optimizers = Optimizers(self.task, self.config.train)
+        self.optimizers = make_optimizers(self.task, self.config.train)
         self.checkpoints = Checkpoints(self.output / "checkpoints", keep=self.config.train.keep_checkpoints)
         dataset = Dataset.open(job.images, captions=job.captions, regions=job.regions)
         self.fingerprint = self._fingerprint()

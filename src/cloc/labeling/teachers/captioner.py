@@ -33,7 +33,7 @@ from cloc.model.processing import normalize
 
 NAME = "captioner"
 _PROMPTED = 0.9  # share of the images with an alt-text that the captioner is given it for: it must do without, too
-_LONGEST_PROMPT = 512  # tokens of the longest alt-text that the captioning stage lets through
+_LONGEST_PROMPT = 512  # tokens; the captioning stage cuts a longer alt-text
 _FLAT = 1e-4  # directions with less than this share of the largest variance are noise
 _LOOKS = 16  # batches that the projection's start is measured on
 _IGNORED = -100  # tokens without a loss
@@ -91,7 +91,7 @@ def _tower(detector: OwlViTForObjectDetection) -> CLIPVisionModel:
         name.replace("pre_layernorm", "pre_layrnorm"): value
         for name, value in detector.owlvit.vision_model.state_dict().items()
     }
-    getattr(tower, "vision_model", tower).load_state_dict(weights)
+    tower.load_state_dict(weights)
     return tower
 
 

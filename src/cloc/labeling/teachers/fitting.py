@@ -6,16 +6,16 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D  # what GPT-2 calls its linear layers
 
 from cloc.errors import TrainingError
+from cloc.model.optimizers import Optimizers, matrices
 
 _CLIP = 1.0
 _BETAS = (0.9, 0.98)
-_THIN = 16  # a linear layer with fewer outputs is no matrix to orthogonalise
 _WARMUP = 0.06  # share of the steps
 _SILENCE = 5.0  # seconds between lines of progress at most
 
@@ -62,43 +62,28 @@ class Fitted:
     cpu_seconds: float
 
 
-class _Optimizers:
-    """Muon for the weights of linear layers, AdamW for the rest (see `cloc.training.optimizer` for why)."""
+def _optimizers(model: nn.Module, schedule: Schedule) -> Optimizers:
+    own = matrices(model)
+    muon: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
+    slow: list[nn.Parameter] = []
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        if any(part in name for part in schedule.slow):
+            slow.append(parameter)
+        else:
+            (muon if id(parameter) in own else plain).append(parameter)
+    adamw = [_group(plain, rate=1.0), _group(slow, rate=schedule.slow_rate)]
+    return Optimizers(
+        [group for group in adamw if group["params"]],
+        [_group(muon, rate=schedule.muon_rate)] if muon else [],
+        betas=_BETAS,
+    )
 
-    def __init__(self, model: nn.Module, schedule: Schedule) -> None:
-        shared = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
-        matrices = {
-            id(module.weight)
-            for module in model.modules()
-            if isinstance(module, (nn.Linear, Conv1D)) and min(module.weight.shape) >= _THIN
-        } - shared  # a head that shares its weights with the embedding looks words up, too
-        muon, plain, slow = [], [], []
-        for name, parameter in model.named_parameters():
-            if not parameter.requires_grad:
-                continue
-            if any(part in name for part in schedule.slow):
-                slow.append(parameter)
-            elif id(parameter) in matrices:
-                muon.append(parameter)
-            else:
-                plain.append(parameter)
-        groups = [{"params": plain, "share": 1.0}, {"params": slow, "share": schedule.slow_rate}]
-        self._all: list[torch.optim.Optimizer] = [
-            torch.optim.AdamW(
-                [group for group in groups if group["params"]], betas=_BETAS, weight_decay=0.0, foreach=True
-            )
-        ]
-        if muon:
-            # Scaled so that a step is as large as AdamW's, and the rate means the same for both.
-            own = [{"params": muon, "share": schedule.muon_rate}]
-            self._all.append(torch.optim.Muon(own, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"))
 
-    def step(self, rate: float) -> None:
-        for optimizer in self._all:
-            for group in optimizer.param_groups:
-                group["lr"] = rate * group["share"]
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+def _group(parameters: list[nn.Parameter], *, rate: float) -> dict[str, Any]:
+    return {"params": parameters, "weight_decay": 0.0, "rate": rate}
 
 
 def fit(
@@ -121,7 +106,7 @@ def fit(
     Raises:
         TrainingError: the loss is not finite.
     """
-    optimizers, parameters = _Optimizers(model, schedule), [each for each in model.parameters() if each.requires_grad]
+    optimizers, parameters = _optimizers(model, schedule), [each for each in model.parameters() if each.requires_grad]
     watch = _Watch(name, schedule, metrics)
     model.train()
     for step in range(schedule.steps):

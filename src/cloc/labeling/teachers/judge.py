@@ -4,7 +4,7 @@ from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from cloc.config.schema import CaptioningConfig, GenerationConfig, GroundingConfig, TeacherCaptionerConfig
 from cloc.labeling.captioners import CAPTIONERS
@@ -16,7 +16,7 @@ from cloc.labeling.worker import Item
 _BATCH, _HELD = 64, 512
 _LEAST = 0.05  # boxes of a lower score are no candidates for any threshold
 _THRESHOLDS = tuple(round(_LEAST + 0.01 * number, 2) for number in range(46))
-T = TypeVar("T")
+NMS_IOU = 0.3  # of the judged detector's boxes: a small one is unsure where a thing ends
 
 
 def judge_detector(folder: Path, items: Iterable[Item], names: Names) -> tuple[dict[str, float], int, str]:
@@ -40,18 +40,11 @@ def judge_detector(folder: Path, items: Iterable[Item], names: Names) -> tuple[d
     judged = {threshold: quality_metrics(each) for threshold, each in counts.items()}
     best = max(judged, key=lambda threshold: judged[threshold].get(LABELLED_F1, 0.0), default=_LEAST)
     metrics = {**judged.get(best, {}), "quality/best_score_threshold": best}
-    return (
-        metrics,
-        images,
-        (
-            f"labelled precision {metrics.get('quality/labelled_precision', 0.0):.2f} and recall "
-            f"{metrics.get('quality/labelled_recall', 0.0):.2f} at score_threshold {best:g}, nms_iou {NMS_IOU:g}"
-        ),
+    message = (
+        f"labelled precision {metrics.get('quality/labelled_precision', 0.0):.2f} and recall "
+        f"{metrics.get('quality/labelled_recall', 0.0):.2f} at score_threshold {best:g}, nms_iou {NMS_IOU:g}"
     )
-
-
-NMS_IOU = 0.3
-"""Overlap above which the judged detector's boxes are suppressed: a small one is unsure where a thing ends."""
+    return metrics, images, message
 
 
 def judge_captioner(
@@ -77,14 +70,11 @@ def judge_captioner(
         for item, said in zip(part, _in_batches(captioner, captioner.caption, part), strict=True):
             counts.update(caption_counts(said.texts, item.sample.regions, alt_texts=item.alt_texts, names=names))
     metrics = quality_metrics(counts)
-    return (
-        metrics,
-        images,
-        (
-            f"names {metrics.get('captions/named_objects', 0.0):.0%} of the classes, the alt-text "
-            f"{metrics.get('captions/named_objects_alt_text', 0.0):.0%}"
-        ),
+    message = (
+        f"names {metrics.get('captions/named_objects', 0.0):.0%} of the classes, the alt-text "
+        f"{metrics.get('captions/named_objects_alt_text', 0.0):.0%}"
     )
+    return metrics, images, message
 
 
 def _parts(items: Iterable[Item]) -> Iterator[list[Item]]:

@@ -12,11 +12,13 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from cloc.config.schema import CaptioningConfig, Config, GroundingConfig
 from cloc.data.dataset import Dataset, resolve_split
+from cloc.data.storage import open_storage
 from cloc.labeling.captioners import Prompts
 from cloc.labeling.images import BadImageError, decode
 from cloc.labeling.names import Names
@@ -92,7 +94,10 @@ class _Fitter:
     def __init__(self, config: Config, data: Dataset, folder: Path) -> None:
         self._limits, self._section, self._data, self._folder = config.data, config.teachers, data, folder
         limits = (config.data.min_side, config.data.max_pixels)
-        shared = self._section.model_dump(mode="json", exclude={"fit", "captioner", "device", "cache_images"})
+        # What changes how fast a teacher is fitted, and not what it is.
+        shared = self._section.model_dump(
+            mode="json", exclude={"fit": True, "captioner": True, "device": True, "detector": {"threads"}}
+        )
         self._detector_made_of = fingerprint(shared, limits, data.digest, data.labels_digest())
         self._names = Names(data.manifest.classes)
 
@@ -102,7 +107,7 @@ class _Fitter:
 
     def captioner(self) -> dict[str, Any]:
         """The captioner's record."""
-        own = self._section.captioner.model_dump(mode="json")
+        own = self._section.captioner.model_dump(mode="json", exclude={"threads"})
         return self._keep_or_fit(CAPTIONER, fingerprint(self._detector_made_of, own), self._fit_captioner)
 
     def _keep_or_fit(self, name: str, made_of: str, fit: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
@@ -118,7 +123,10 @@ class _Fitter:
         receipt = {"made_of": made_of, **fit(unfinished)}
         shutil.rmtree(target, ignore_errors=True)
         unfinished.rename(target)
-        receipt_path.write_text(json.dumps(receipt, indent=1, sort_keys=True) + "\n")
+        # The receipt is the commit: whole or not at all, and last.
+        open_storage(self._folder).write_bytes(
+            receipt_path.name, (json.dumps(receipt, indent=1, sort_keys=True) + "\n").encode()
+        )
         return receipt
 
     def _fit_detector(self, target: Path) -> dict[str, Any]:
@@ -126,7 +134,7 @@ class _Fitter:
         from cloc.labeling.teachers.detector import fit_detector, make_detector, save_detector
         from cloc.labeling.teachers.texts import fit_tokenizer
 
-        section, pictures = self._section, self._pictures()
+        section, pictures = self._section, self._pictures
         _use_threads(section.detector.threads)
         tokenizer = fit_tokenizer(
             pictures.texts(), vocab_size=section.vocab_size, context_length=section.captioner.context_length
@@ -156,7 +164,7 @@ class _Fitter:
         fitted = fit_captioner(
             model,
             tokenizer,
-            self._pictures(),
+            self._pictures,
             section.captioner,
             seed=section.seed,
             metrics=self._curves(CAPTIONER),
@@ -166,31 +174,28 @@ class _Fitter:
         judged = judge_captioner(target, section.captioner, self._held_out(), self._names)
         return self._receipt(CAPTIONER, fitted, *judged)
 
+    @cached_property
     def _pictures(self) -> Any:
         """What both learn from. Decoded once in a run: the captioner finds the detector's pictures."""
         from cloc.labeling.teachers.data import Pictures, PictureSettings
 
-        if self._made is None:
-            section = self._section
-            self._made = Pictures(
-                self._data,
-                PictureSettings(
-                    size=section.vision.image_size,
-                    min_side=self._limits.min_side,
-                    max_pixels=self._limits.max_pixels,
-                    min_box_side=GroundingConfig().min_box_side,
-                    held_out=section.held_out,
-                ),
-                phrases=PhraseExtractor(tagger="lexicon", max_phrases=GroundingConfig().max_phrases),
-                prompts=Prompts(CaptioningConfig(alt_text_prompt=section.captioner.alt_text_prompt)),
-                cache=section.cache_images,
-            )
-        return self._made
-
-    _made: Any = None
+        section = self._section
+        return Pictures(
+            self._data,
+            PictureSettings(
+                size=section.vision.image_size,
+                min_side=self._limits.min_side,
+                max_pixels=self._limits.max_pixels,
+                min_box_side=GroundingConfig().min_box_side,
+                held_out=section.held_out,
+            ),
+            phrases=PhraseExtractor(tagger="lexicon", max_phrases=GroundingConfig().max_phrases),
+            prompts=Prompts(CaptioningConfig(alt_text_prompt=section.captioner.alt_text_prompt)),
+            cache=section.cache_images,
+        )
 
     def _held_out(self) -> Iterator[Item]:
-        for sample in self._pictures().held_out():
+        for sample in self._pictures.held_out():
             try:
                 image = decode(sample.sample.image, min_side=self._limits.min_side, max_pixels=self._limits.max_pixels)
             except BadImageError:

@@ -26,6 +26,8 @@ from cloc.labeling.taggers import BREAKS, LexiconTagger
 
 EXAMPLES = [
     ("A large red key left of two blue apples.", ["large red key", "blue apples"]),
+    ("a red key right of a white broom, a cup to the right of it", ["red key", "white broom", "cup"]),
+    ("the left of two doors, and a sign on the right", ["doors", "sign"]),
     ("the dog and THE DOG and a dog", ["dog"]),
     ("A man's dog with 3 cats on the wooden table, near the window.", ["man", "dog", "cats", "wooden table", "window"]),
     ("A large, old key under the green lemon", ["old key", "green lemon"]),

@@ -15,6 +15,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -58,7 +59,8 @@ class LexiconTagger:
     """Tags by the lexicon that TextBlob bundles, and unknown words by how they end.
 
     The lexicon gives a word its most frequent tag, so that "key" is an adjective, "bear" a verb and "leaves" another.
-    One rule is added, that a determiner needs a noun and a number a plural (`_find_nouns`).
+    Two rules are added: "left" and "right" before "of" are places and no things ("a key right of a cup"), and a
+    determiner needs a noun and a number a plural (`_find_nouns`).
 
     Raises:
         ConfigError: TextBlob is not installed.
@@ -82,6 +84,9 @@ class LexiconTagger:
     def __call__(self, words: Sequence[str]) -> list[str]:
         """See `Tagger`."""
         tags = list(map(self._tag, words))
+        for place, (word, following) in enumerate(pairwise(words)):
+            if following == "of" and word in ("left", "right"):
+                tags[place] = "IN"
         _find_nouns(words, tags)
         return tags
 

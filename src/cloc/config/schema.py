@@ -48,10 +48,16 @@ class DataConfig(Section):
     """Splits that are evaluated; the first one is the one the gate looks at."""
     images_per_shard: Positive = 1000
     """Images in a tar at most."""
+    bytes_per_shard: NonNegative = 1_000_000_000
+    """Bytes of source images in a tar at most; 0 sets no limit."""
     min_side: Positive = 16
     """Images with a shorter side (pixels) are quarantined."""
     max_pixels: Positive = 89_478_485
     """Images with more pixels are quarantined (decompression bombs)."""
+    max_text_bytes: Positive = 1_048_576
+    """A caption file, or a sample's JSON, with more bytes is quarantined."""
+    near_duplicate_bits: Annotated[int, Field(ge=0, le=16)] = 4
+    """Images whose 64-bit perceptual hashes differ in at most this many bits are near-duplicates."""
     quarantine_limit: Share = 0.05
     """A stage fails when a larger share of the images had to be quarantined."""
     processes: NonNegative = 0
@@ -213,6 +219,8 @@ class ValidationConfig(Section):
     """Largest share of quarantined images."""
     mostly: Share = 0.999
     """Share of rows that must meet each row-wise expectation."""
+    processes: NonNegative = 0
+    """Processes that check shards; 0 takes one a core."""
 
 
 class TowerConfig(Section):
@@ -342,8 +350,8 @@ class LossConfig(Section):
     """Logit scale at most (CLIP: 100)."""
 
 
-RECORDING = frozenset({"checkpoint_every", "keep_checkpoints", "log_every"})
-"""Settings of `train` that change what is written down and not what is trained."""
+RECORDING = frozenset({"checkpoint_every", "keep_checkpoints", "log_every", "workers"})
+"""Settings of `train` that change what is written down, or how fast, and not what is trained."""
 
 
 class TrainConfig(Section):
@@ -377,6 +385,11 @@ class TrainConfig(Section):
     (CUDA; processors with AMX) and float32 elsewhere."""
     seed: NonNegative = 0
     """Seed of weights, order and sampling."""
+    workers: NonNegative = 0
+    """Processes a rank that decode images and make batches; 0 does it in a thread of the rank itself. The batches are the
+    same whatever their number."""
+    shuffle_buffer: Positive = 2048
+    """Samples (encoded) that a rank shuffles together."""
     processes: Positive = 1
     """Processes (ranks) on this machine."""
     scheduler: Literal["local_cwd"] = "local_cwd"

@@ -95,7 +95,7 @@ class Dataset:
 
     def rows(self, table: Table, shard: Shard) -> dict[str, list[dict[str, Any]]]:
         """A shard's table as rows by key; empty when the shard has no such table."""
-        storage = {"captions": self.captions, "regions": self.regions, "quarantine": self.images}[table]
+        storage = {"captions": self.captions, "regions": self.regions}.get(table, self.images)
         found: dict[str, list[dict[str, Any]]] = defaultdict(list)
         if tables.has_table(storage, table, shard.name):
             for row in tables.read_table(storage, table, shard.name).to_pylist():

@@ -7,6 +7,8 @@ A data set is a folder or an `s3://` prefix:
     captions/00000.parquet    key, text, kind, model
     regions/00000.parquet     key, x1, y1, x2, y2, text, score, source, label
     quarantine/00000.parquet  key, stage, reason
+    fingerprints/00000.parquet  key, sha256, phash
+    duplicates/00000.parquet  key, kind, distance, of_data, of_shard, of_key
 
 A collection is a folder with one data set a split.
 """
@@ -24,7 +26,7 @@ SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 IMAGE_SUFFIXES = ("jpg", "png", "webp")
 
-Table = Literal["captions", "regions", "quarantine"]
+Table = Literal["captions", "regions", "quarantine", "fingerprints", "duplicates"]
 
 CAPTION_KINDS = ("alt_text", "generated", "human")
 
@@ -46,6 +48,21 @@ SCHEMAS: dict[str, pa.Schema] = {
         ]
     ),
     "quarantine": pa.schema([("key", pa.string()), ("stage", pa.string()), ("reason", pa.string())]),
+    # `sha256` is of the encoded file as it lies in the tar (32 bytes), `phash` the 64-bit perceptual hash of what is
+    # seen: written by ingest, read by the search for duplicates.
+    "fingerprints": pa.schema([("key", pa.string()), ("sha256", pa.binary(32)), ("phash", pa.uint64())]),
+    # One row for each image that occurs again earlier in the set (`of_data` is "") or in another one (its name):
+    # `kind` is "exact" (equal files) or "near", `distance` the differing bits of the perceptual hashes.
+    "duplicates": pa.schema(
+        [
+            ("key", pa.string()),
+            ("kind", pa.string()),
+            ("distance", pa.uint8()),
+            ("of_data", pa.string()),
+            ("of_shard", pa.string()),
+            ("of_key", pa.string()),
+        ]
+    ),
 }
 
 

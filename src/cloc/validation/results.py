@@ -2,10 +2,13 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 EXAMPLES = 5
 DATA_SET = "data set"
+
+Level = Literal["warn", "fail"]
+"""What a check that is not kept means: a warning that is shown, or the end of the pipeline."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,7 @@ class CheckResult:
         elements, unexpected: rows looked at and rows that break the rule (row-wise checks).
         examples: a few of them.
         hint: what a failure usually means.
+        level: "fail" for a check that ends the pipeline when it is not kept, "warn" for one that only warns.
     """
 
     id: str
@@ -67,11 +71,23 @@ class CheckResult:
     unexpected: int = 0
     examples: tuple[Example, ...] = ()
     hint: str = ""
+    level: Level = "fail"
+
+    @property
+    def fatal(self) -> bool:
+        """Whether this result ends the pipeline."""
+        return not self.passed and self.level == "fail"
+
+    @property
+    def warned(self) -> bool:
+        """Whether this result is a warning."""
+        return not self.passed and self.level == "warn"
 
 
 def failures_first(results: Iterable[CheckResult]) -> list[CheckResult]:
-    """The results: failed ones first, worst first (checks of the whole set before rows when equal), then the rest."""
-    return sorted(results, key=lambda item: (item.passed, -item.severity, item.table != DATA_SET))
+    """The results: fatal ones first, then warnings, then the rest; worst first, checks of the whole set before rows
+    when equal."""
+    return sorted(results, key=lambda item: (not item.fatal, item.passed, -item.severity, item.table != DATA_SET))
 
 
 def shown(value: Any, *, limit: int = 160) -> str:

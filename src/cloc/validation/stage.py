@@ -7,7 +7,7 @@ whatever the size of the set.
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,14 +74,18 @@ def run(config: Config, *, inputs: Inputs, outputs: Outputs) -> StageResult:
         samples=tuple(passing.samples.pictures()),
     )
     report.write(folder)
-    if report.failed:
-        raise GateFailed(_reason(report, folder))
+    fatal = [result for result in report.results if result.fatal]
+    if fatal:
+        raise GateFailed(_reason(fatal, total=len(results), folder=folder))
+    warned = sum(result.warned for result in results)
     metrics = {f"validation/{name}": value for name, value in numbers.items()}
+    verdicts = {"checks_passed": len(results) - warned, "checks_warned": warned, "checks_failed": 0}
     return StageResult(
         stage=NAME,
-        metrics={**metrics, "validation/checks_passed": float(len(results)), "validation/checks_failed": 0.0},
+        metrics={**metrics, **{f"validation/{name}": float(value) for name, value in verdicts.items()}},
         counts=counts(passing.summary),
-        message=f"{len(results)} checks passed on {passing.summary.images:,} images",
+        message=f"{len(results) - warned} checks passed on {passing.summary.images:,} images"
+        + (f", {warned} warned" if warned else ""),
         artifacts={"validation report": str(folder / PAGE_FILE)},
     )
 
@@ -128,9 +132,9 @@ def _progress(shards: Iterator[ShardFrames], *, dataset: Dataset) -> Iterator[Sh
             print(f"{NAME}: shard {number} of {total}, {now - started:.0f} s", file=sys.stderr, flush=True)
 
 
-def _reason(report: Report, folder: Path) -> str:
-    worst, total = report.failed[0], len(report.results)
+def _reason(fatal: Sequence[CheckResult], *, total: int, folder: Path) -> str:
+    worst = fatal[0]
     return (
-        f"validation: {len(report.failed)} of {total} checks failed; worst: {worst.name}: {worst.observed}, "
+        f"validation: {len(fatal)} of {total} checks failed; worst: {worst.name}: {worst.observed}, "
         f"limit {worst.limit}; see {folder / PAGE_FILE}"
     )

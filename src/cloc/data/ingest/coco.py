@@ -10,7 +10,16 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from cloc.data.ingest.records import LabeledBox, Record, Source, image_folder, keep, key_of, read_json, read_names
+from cloc.data.ingest.parts import ShardSize, Source, file_parts
+from cloc.data.ingest.records import (
+    LabeledBox,
+    Record,
+    image_folder,
+    keep,
+    key_of,
+    read_json,
+    read_names,
+)
 from cloc.errors import DataError
 
 
@@ -26,7 +35,7 @@ class _Labels:
     classes: tuple[str, ...] = ()
 
 
-def read_coco(*, images: str, instances: str = "", captions: str = "", only: str = "") -> Source:
+def read_coco(*, images: str, instances: str = "", captions: str = "", only: str = "", size: ShardSize) -> Source:
     """Opens a data set in COCO's format.
 
     Args:
@@ -34,6 +43,7 @@ def read_coco(*, images: str, instances: str = "", captions: str = "", only: str
         instances: JSON with boxes, or "".
         captions: JSON with captions, or "".
         only: text file with the file names to keep, one a line, or "".
+        size: of a shard.
 
     Raises:
         DataError: a file is missing or broken; one line says where.
@@ -49,8 +59,7 @@ def read_coco(*, images: str, instances: str = "", captions: str = "", only: str
         _read_captions(captions, labels)
     return Source(
         kind="coco",
-        folder=folder,
-        records=keep(_records(labels), names, source=only),
+        parts=file_parts(keep(_records(labels), names, source=only), folder=folder, size=size),
         classes=labels.classes,
         details={"instances": Path(instances).name, "captions": Path(captions).name, "only": Path(only).name},
     )

@@ -12,7 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cloc.data.ingest.records import Record, Source, image_folder, keep, key_of, parse_json, read_names, read_text
+from cloc.data.ingest.parts import ShardSize, Source, file_parts
+from cloc.data.ingest.records import (
+    Record,
+    image_folder,
+    keep,
+    key_of,
+    parse_json,
+    read_names,
+    read_text,
+)
 from cloc.errors import DataError
 
 _SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
@@ -27,13 +36,14 @@ class _Entry:
     licence: str = ""
 
 
-def read_folder(*, images: str, captions: str = "", only: str = "") -> Source:
+def read_folder(*, images: str, captions: str = "", only: str = "", size: ShardSize) -> Source:
     """Opens a folder of images.
 
     Args:
         images: the folder; its subfolders are included, links to folders are not followed.
         captions: captions file, or "".
         only: text file with the names to keep (paths below the folder, one a line), or "".
+        size: of a shard.
 
     Raises:
         DataError: the folder or a file is missing, or the captions file cannot be understood.
@@ -41,10 +51,10 @@ def read_folder(*, images: str, captions: str = "", only: str = "") -> Source:
     folder = image_folder(images)
     entries = _read_captions(captions) if captions else {}
     names = read_names(only)
+    records = keep(_records(folder, entries, captions=captions), names, source=only)
     return Source(
         kind="folder",
-        folder=folder,
-        records=keep(_records(folder, entries, captions=captions), names, source=only),
+        parts=file_parts(records, folder=folder, size=size),
         details={"captions": Path(captions).name, "only": Path(only).name},
     )
 

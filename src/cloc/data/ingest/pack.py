@@ -9,7 +9,6 @@ import json
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,18 +16,36 @@ import numpy as np
 from cloc.boxes import problem
 from cloc.data import tables
 from cloc.data.images import CheckedImage, check_image
+from cloc.data.ingest.parts import Item, Part, Refusal
 from cloc.data.ingest.records import LabeledBox, Record
 from cloc.data.schema import MANIFEST, Shard
 from cloc.data.shards import Sample, ShardWriter
-from cloc.data.storage import Storage, open_storage, relative_path
-from cloc.errors import DataError
+from cloc.data.storage import Storage, open_storage
 from cloc.stage import fingerprint
 
 # Raise it when the same sources give other shards than before, so that old ones are made again.
-_VERSION = 1
+_VERSION = 2
 STAGE = "ingest"
 # Annotators and roundings overshoot the border by about a pixel; more than that is a fault of the data.
 _TOLERANCE_PX = 1.0
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What an image and its texts must be like; see the settings of the same names.
+
+    Attributes:
+        min_side, max_pixels: of an image, pixels.
+        max_text_bytes: of a text or a sample's JSON.
+        near_duplicate_bits: how far perceptual hashes of images that count as equal may differ.
+        not_in: data sets (URLs) whose images are left out: an evaluation's.
+    """
+
+    min_side: int
+    max_pixels: int
+    max_text_bytes: int
+    near_duplicate_bits: int
+    not_in: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -37,18 +54,15 @@ class PackTask:
 
     Attributes:
         shard: its name.
-        folder: where the images lie.
+        part: its images.
         output: URL of the data set.
-        records: the images, in order.
-        min_side, max_pixels: limits on images (see the settings of the same names).
+        limits: what they must be like.
     """
 
     shard: str
-    folder: str
+    part: Part
     output: str
-    records: tuple[Record, ...]
-    min_side: int
-    max_pixels: int
+    limits: Limits
 
 
 @dataclass(frozen=True)
@@ -98,35 +112,23 @@ def pack_shard(task: PackTask, *, tick: Callable[[int], None] | None = None) -> 
         tick: called with the number of images done, after each.
     """
     storage = open_storage(task.output)
-    source_hash = _fingerprint(task)
-    finished = _finished(storage, task.shard, source_hash)
+    source_hash = fingerprint(_VERSION, dataclasses.astuple(task.limits), task.part.fingerprint())
+    finished = finished_shard(storage, task.shard, source_hash)
     if finished is not None:
         return finished
     # From here on the data set differs from what its manifest says, and what is there of the shard is void.
     storage.delete(MANIFEST)
     storage.delete(stats_path(task.shard))
     writer, rows = ShardWriter(), _Rows()
-    for done, record in enumerate(task.records, start=1):
-        _pack_record(task, record, writer, rows)
+    for done, item in enumerate(task.part.read(), start=1):
+        _pack_item(task, item, writer, rows)
         if tick is not None:
             tick(done)
     return _write(storage, task, writer, rows, source_hash=source_hash)
 
 
-def _fingerprint(task: PackTask) -> str:
-    settings = (_VERSION, task.min_side, task.max_pixels)
-    return fingerprint(settings, [(dataclasses.astuple(record), _file_state(task, record)) for record in task.records])
-
-
-def _file_state(task: PackTask, record: Record) -> tuple[int, int] | None:
-    try:
-        state = (Path(task.folder) / relative_path(record.name, root=task.folder)).stat()
-    except (DataError, OSError):
-        return None  # becomes a quarantine row when the shard is made
-    return state.st_size, state.st_mtime_ns
-
-
-def _finished(storage: Storage, shard: str, source_hash: str) -> PackReport | None:
+def finished_shard(storage: Storage, shard: str, source_hash: str) -> PackReport | None:
+    """The report of an earlier run that made the same shard whole, or None."""
     if not storage.exists(stats_path(shard)):
         return None
     stats = json.loads(storage.read_bytes(stats_path(shard)))
@@ -159,8 +161,9 @@ def _write(storage: Storage, task: PackTask, writer: ShardWriter, rows: _Rows, *
     return PackReport(shard=entry, counts=counts, example=rows.example)
 
 
-def _pack_record(task: PackTask, record: Record, writer: ShardWriter, rows: _Rows) -> None:
-    image = _load(task, record)
+def _pack_item(task: PackTask, item: Item, writer: ShardWriter, rows: _Rows) -> None:
+    record = item.record
+    image = _checked(record, item.body, task.limits)
     if isinstance(image, str):
         rows.refuse(record.key, f"image: {image}", count="quarantined")
         return
@@ -183,18 +186,11 @@ def _pack_record(task: PackTask, record: Record, writer: ShardWriter, rows: _Row
     writer.add(Sample(key=record.key, image=image.body, suffix=image.suffix, meta=meta))
 
 
-def _load(task: PackTask, record: Record) -> CheckedImage | str:
+def _checked(record: Record, body: bytes | Refusal, limits: Limits) -> CheckedImage | str:
     """The image of a record, or why it cannot be used."""
-    try:
-        # The name comes from the source, which is not trusted to stay inside its folder.
-        body = (Path(task.folder) / relative_path(record.name, root="its folder")).read_bytes()
-    except DataError as error:
-        return str(error)
-    except FileNotFoundError:
-        return "the file is missing"
-    except OSError as error:
-        return f"the file cannot be read ({error.strerror})"
-    image = check_image(body, min_side=task.min_side, max_pixels=task.max_pixels)
+    if isinstance(body, Refusal):
+        return body.reason
+    image = check_image(body, min_side=limits.min_side, max_pixels=limits.max_pixels)
     if isinstance(image, CheckedImage) and record.annotated_size is not None:
         return _size_problem(image, record.annotated_size) or image
     return image

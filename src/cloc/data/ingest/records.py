@@ -3,8 +3,8 @@
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -29,7 +29,7 @@ class Record:
 
     Attributes:
         key: unique in the data set.
-        name: path of the image below the folder of images, with "/"; untrusted until `image_path` has checked it.
+        name: what the source calls the image, often its path below the folder of images, with "/"; untrusted.
         alt_text: noisy texts from the web; the first one also stands in the sample's JSON.
         captions: texts that people wrote of the picture.
         boxes: regions.
@@ -49,25 +49,6 @@ class Record:
     annotated_size: tuple[int, int] | None = None
     problems: tuple[str, ...] = ()
     crowd_boxes: int = 0
-
-
-@dataclass(frozen=True)
-class Source:
-    """An opened source.
-
-    Attributes:
-        kind: name of the reader.
-        folder: where the images lie.
-        records: its images in a fixed order.
-        classes: the closed list of region classes, where there is one.
-        details: what to note in the manifest; no absolute paths, no times.
-    """
-
-    kind: str
-    folder: Path
-    records: Iterable[Record]
-    classes: tuple[str, ...] = ()
-    details: Mapping[str, Any] = field(default_factory=dict)
 
 
 def key_of(name: str) -> str:

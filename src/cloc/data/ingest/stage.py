@@ -1,12 +1,13 @@
-"""Stage `ingest`: a folder of images or COCO JSON becomes one data set by the contract."""
+"""Stage `ingest`: a source of images with their labels becomes one data set by the contract."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
 
 from cloc.config import Config
+from cloc.config.schema import DataConfig
 from cloc.data.ingest.coco import read_coco
 from cloc.data.ingest.folder import read_folder
-from cloc.data.ingest.records import Source
+from cloc.data.ingest.parts import ShardSize, Source
 from cloc.data.ingest.writer import write_dataset
 from cloc.errors import DataError
 from cloc.stage import StageResult
@@ -14,23 +15,34 @@ from cloc.stage import StageResult
 
 @dataclass(frozen=True)
 class Inputs:
-    """What comes in.
+    """What comes in; which of it a source takes and needs stands in `READERS`.
 
     Attributes:
+        source: kind of the source, a key of `READERS`.
         images: folder of images.
-        source: "folder" or "coco".
-        captions: folder: captions file (CSV, JSON, JSONL with `file` and `caption`), optional.
-        coco_instances: coco: JSON with boxes, optional.
-        coco_captions: coco: JSON with captions, optional.
-        only: text file that lists the file names to keep, optional: how a split is cut out.
+        captions: table of captions (CSV, JSON, JSONL, Parquet with `file` and `caption`).
+        annotations: file or folder of annotations in the source's own format.
+        coco_instances, coco_captions: COCO's JSON files.
+        tars: WebDataset tars: a folder or `s3://` prefix of them, or one tar.
+        table: Parquet file, folder of Parquet files, or folder that `datasets` saved.
+        urls: list of image URLs (Parquet, CSV, text), for img2dataset.
+        columns: names of the columns of `table` or `urls`, as in "image=img,caption=text,key=id".
+        only: text file that lists the file names to keep: how a split is cut out.
+        not_in: data sets whose images are left out, exact or near-duplicates: those of the evaluation.
     """
 
-    images: str
     source: str = "folder"
+    images: str = ""
     captions: str = ""
+    annotations: str = ""
     coco_instances: str = ""
     coco_captions: str = ""
+    tars: str = ""
+    table: str = ""
+    urls: str = ""
+    columns: str = ""
     only: str = ""
+    not_in: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -44,25 +56,58 @@ class Outputs:
     data: str
 
 
-def _open_folder(inputs: Inputs) -> Source:
-    _refuse(inputs, "coco_instances", "coco_captions")
-    return read_folder(images=inputs.images, captions=inputs.captions, only=inputs.only)
+@dataclass(frozen=True)
+class Reader:
+    """A kind of source.
+
+    Attributes:
+        open: opens it.
+        needs, takes: inputs that it cannot do without, and those that it may be given.
+    """
+
+    open: Callable[[Inputs, DataConfig], Source]
+    needs: tuple[str, ...]
+    takes: tuple[str, ...] = ()
 
 
-def _open_coco(inputs: Inputs) -> Source:
-    _refuse(inputs, "captions")
+def _size(settings: DataConfig) -> ShardSize:
+    return ShardSize(images=settings.images_per_shard, bytes=settings.bytes_per_shard)
+
+
+def _open_folder(inputs: Inputs, settings: DataConfig) -> Source:
+    return read_folder(images=inputs.images, captions=inputs.captions, only=inputs.only, size=_size(settings))
+
+
+def _open_coco(inputs: Inputs, settings: DataConfig) -> Source:
     return read_coco(
-        images=inputs.images, instances=inputs.coco_instances, captions=inputs.coco_captions, only=inputs.only
+        images=inputs.images,
+        instances=inputs.coco_instances,
+        captions=inputs.coco_captions,
+        only=inputs.only,
+        size=_size(settings),
     )
 
 
-READERS: dict[str, Callable[[Inputs], Source]] = {"folder": _open_folder, "coco": _open_coco}
+READERS: Mapping[str, Reader] = {
+    "folder": Reader(_open_folder, needs=("images",), takes=("captions", "only")),
+    "coco": Reader(_open_coco, needs=("images",), takes=("coco_instances", "coco_captions", "only")),
+}
 
 
-def _refuse(inputs: Inputs, *names: str) -> None:
-    for name in names:
-        if getattr(inputs, name):
-            raise DataError(f"{name}: {getattr(inputs, name)!r} means nothing to the source {inputs.source!r}")
+def open_source(inputs: Inputs, settings: DataConfig) -> Source:
+    """Opens what the inputs name. Raises DataError for an unknown kind and for inputs it lacks or does not take."""
+    if inputs.source not in READERS:
+        raise DataError(f"source {inputs.source!r} is unknown; there are: {', '.join(sorted(READERS))}")
+    reader = READERS[inputs.source]
+    for name in reader.needs:
+        if not getattr(inputs, name):
+            raise DataError(f"{name}: the source {inputs.source!r} needs it")
+    known = {"source", "not_in", *reader.needs, *reader.takes}
+    for item in fields(inputs):
+        value = getattr(inputs, item.name)
+        if value and item.name not in known:
+            raise DataError(f"{item.name}: {value!r} means nothing to the source {inputs.source!r}")
+    return reader.open(inputs, settings)
 
 
 def run(config: Config, *, inputs: Inputs, outputs: Outputs) -> StageResult:
@@ -71,10 +116,8 @@ def run(config: Config, *, inputs: Inputs, outputs: Outputs) -> StageResult:
     Raises:
         DataError: an input is missing or broken, two images have one key, or too large a share was quarantined.
     """
-    if inputs.source not in READERS:
-        raise DataError(f"source {inputs.source!r} is unknown; there are: {', '.join(sorted(READERS))}")
-    source = READERS[inputs.source](inputs)
-    report = write_dataset(source, output=outputs.data, settings=config.data)
+    source = open_source(inputs, config.data)
+    report = write_dataset(source, output=outputs.data, settings=config.data, not_in=tuple(inputs.not_in))
     counts = report.counts
     return StageResult(
         stage="ingest",

@@ -20,8 +20,8 @@ from typing import Any
 
 from cloc.config.schema import DataConfig
 from cloc.data.dataset import write_manifest
-from cloc.data.ingest.pack import PackReport, PackTask, pack_shard, stats_path
-from cloc.data.ingest.records import Source, unique
+from cloc.data.ingest.pack import Limits, PackReport, PackTask, pack_shard, stats_path
+from cloc.data.ingest.parts import Source
 from cloc.data.schema import MANIFEST, Manifest, Shard
 from cloc.data.storage import Storage, open_storage
 from cloc.data.tables import table_path
@@ -50,13 +50,14 @@ class IngestReport:
         return self.counts["quarantined"] / (self.counts["images"] + self.counts["quarantined"])
 
 
-def write_dataset(source: Source, *, output: str, settings: DataConfig) -> IngestReport:
+def write_dataset(source: Source, *, output: str, settings: DataConfig, not_in: tuple[str, ...] = ()) -> IngestReport:
     """Writes a source as a data set.
 
     Args:
         source: an opened source.
         output: folder or `s3://` URL of the data set.
         settings: shard size, limits and processes.
+        not_in: data sets whose images are left out.
 
     Raises:
         DataError: two images with one key, no usable image, too large a share quarantined, or `output` holds a data
@@ -64,7 +65,15 @@ def write_dataset(source: Source, *, output: str, settings: DataConfig) -> Inges
     """
     storage = open_storage(output)
     _check_output(storage)
-    reports = list(_run(_tasks(source, output=output, settings=settings), processes=_processes(settings)))
+    limits = Limits(
+        min_side=settings.min_side,
+        max_pixels=settings.max_pixels,
+        max_text_bytes=settings.max_text_bytes,
+        near_duplicate_bits=settings.near_duplicate_bits,
+        not_in=not_in,
+    )
+    tasks = _tasks(source, output=output, limits=limits)
+    reports = list(_run(tasks, processes=_processes(settings)))
     counts: Counter[str] = Counter()
     for report in reports:
         counts.update(report.counts)
@@ -84,20 +93,9 @@ _COUNTS = (
 )
 
 
-def _tasks(source: Source, *, output: str, settings: DataConfig) -> Iterator[PackTask]:
-    records = unique(source.records)
-    for index in itertools.count():
-        chunk = tuple(itertools.islice(records, settings.images_per_shard))
-        if not chunk:
-            return
-        yield PackTask(
-            shard=_shard_name(index),
-            folder=str(source.folder),
-            output=output,
-            records=chunk,
-            min_side=settings.min_side,
-            max_pixels=settings.max_pixels,
-        )
+def _tasks(source: Source, *, output: str, limits: Limits) -> Iterator[PackTask]:
+    for index, part in enumerate(source.parts):
+        yield PackTask(shard=_shard_name(index), part=part, output=output, limits=limits)
 
 
 def _shard_name(index: int) -> str:
@@ -232,7 +230,9 @@ def _remove_leftovers(storage: Storage, *, keep: set[str]) -> None:
 
 
 def _manifest(source: Source, shards: tuple[Shard, ...], *, quarantined: int, settings: DataConfig) -> Manifest:
-    limits = {name: getattr(settings, name) for name in ("images_per_shard", "min_side", "max_pixels")}
+    limits = {
+        name: getattr(settings, name) for name in ("images_per_shard", "bytes_per_shard", "min_side", "max_pixels")
+    }
     made_by: dict[str, Any] = {"tool": TOOL, "source": source.kind, **source.details, **limits}
     json.dumps(made_by)  # the manifest is JSON: fail here, where the culprit is known
     return Manifest(shards=shards, quarantined=quarantined, classes=source.classes, made_by=made_by)

@@ -5,6 +5,7 @@ from typing import Any
 import click
 
 from cloc.cli.options import resolve, settings_options
+from cloc.errors import ConfigError
 from cloc.stages import run_stage
 
 
@@ -22,27 +23,43 @@ def scenes(out: str, **settings: Any) -> None:
 
 
 @data.command()
-@click.option("--images", required=True, help="Folder of the images.")
-@click.option("--captions", default="", help="CSV, JSON or JSON lines with file and caption.")
+@click.option("--source", default="", metavar="KIND", help="What it is, where the options do not tell; see below.")
+@click.option("--images", default="", help="Folder of the images.")
+@click.option("--captions", default="", help="Table with file and caption: CSV, JSON, JSON lines, Parquet.")
 @click.option("--coco-instances", default="", help="COCO JSON with boxes.")
 @click.option("--coco-captions", default="", help="COCO JSON with captions.")
+@click.option("--annotations", default="", help="Annotations of LVIS, Flickr30k, Visual Genome or GRIT.")
+@click.option("--tars", default="", help="WebDataset tars (img2dataset's), taken as they are: folder or s3:// prefix.")
+@click.option("--table", default="", help="Parquet with an image column, or a folder that `datasets` saved.")
+@click.option("--urls", default="", help="List of URLs, which img2dataset fetches where it is installed.")
+@click.option("--columns", default="", metavar="NAME=COLUMN,...", help="Columns of a table or a list of URLs.")
 @click.option("--only", default="", help="Text file with the names of the files to take (a split).")
-@click.option("--out", required=True, help="Folder of the data set, e.g. data/train.")
+@click.option("--not-in", multiple=True, metavar="DATA", help="Leave out images of this data set (a test set); repeat.")
+@click.option("--out", required=True, help="Folder or s3:// prefix of the data set, e.g. data/train.")
 @settings_options
-def ingest(
-    images: str, captions: str, coco_instances: str, coco_captions: str, only: str, out: str, **settings: Any
-) -> None:
-    """Bring a folder of images, or COCO JSON, into a data set.
+def ingest(out: str, params: str | None, preset: str | None, overrides: tuple[str, ...], **inputs: Any) -> None:
+    """Bring images with their labels into a data set; running it again goes on where it stopped.
 
     \b
     cloc data ingest --images photos/ --captions photos.csv --out data/train
+    cloc data ingest --images coco/ --coco-instances instances.json --out data/test
+    cloc data ingest --images vg/ --annotations vg/ --source visual_genome --out data/vg
+    cloc data ingest --tars s3://crawl/shards --not-in data/test --out data/train
+
+    Kinds of source: folder, coco, lvis, flickr30k, visual_genome, grit, tars, table, urls.
     """
-    inputs = {
-        "images": images,
-        "source": "coco" if coco_instances or coco_captions else "folder",
-        "captions": captions,
-        "coco_instances": coco_instances,
-        "coco_captions": coco_captions,
-        "only": only,
-    }
-    run_stage("ingest", resolve(**settings), inputs=inputs, outputs={"data": out})
+    inputs["source"] = inputs["source"] or _kind(inputs)
+    run_stage("ingest", resolve(params, preset, overrides), inputs=inputs, outputs={"data": out})
+
+
+def _kind(inputs: dict[str, Any]) -> str:
+    """The kind of source that the options tell."""
+    if inputs["annotations"]:
+        raise ConfigError("--annotations: say of which --source: lvis, flickr30k, visual_genome or grit")
+    for option, kind in _TELLING.items():
+        if inputs[option]:
+            return kind
+    return "folder"
+
+
+_TELLING = {"coco_instances": "coco", "coco_captions": "coco", "tars": "tars", "table": "table", "urls": "urls"}

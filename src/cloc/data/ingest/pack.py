@@ -170,7 +170,8 @@ def _pack_item(task: PackTask, item: Item, writer: ShardWriter, rows: _Rows) -> 
     rows.counts["reencoded"] += image.reencoded
     rows.counts["crowd_boxes"] += record.crowd_boxes
     for reason in record.problems:
-        rows.refuse(record.key, reason, count="quarantined_captions")
+        count = "quarantined_boxes" if reason.startswith("box:") else "quarantined_captions"
+        rows.refuse(record.key, reason, count=count)
     alt_text = _add_captions(record, rows)
     frame = record.annotated_size or (image.width, image.height)
     for box in record.boxes:
@@ -235,6 +236,8 @@ def _add_region(key: str, box: LabeledBox, frame: tuple[int, int], rows: _Rows) 
     text, label = _clean(box.text), _clean(box.label)
     if reason is None and not text:
         reason = "empty text"
+    if reason is None and not 0 <= box.score <= 1:
+        reason = f"score {box.score:g} is not in [0, 1]"
     if reason is not None:
         place = ", ".join(f"{value:.4f}" for value in values)
         rows.refuse(key, f"box: {reason} ({place}; {_printable(box.text)[:80]!r})", count="quarantined_boxes")
@@ -242,7 +245,7 @@ def _add_region(key: str, box: LabeledBox, frame: tuple[int, int], rows: _Rows) 
     x1, y1, x2, y2 = stored.tolist()
     rows.counts["clipped_boxes"] += bool(overshoot.max() > 0)
     corners = {"x1": x1, "y1": y1, "x2": x2, "y2": y2}
-    rows.regions.append({"key": key, **corners, "text": text, "score": 1.0, "source": "human", "label": label})
+    rows.regions.append({"key": key, **corners, "text": text, "score": box.score, "source": box.source, "label": label})
 
 
 def _clean(text: str) -> str:

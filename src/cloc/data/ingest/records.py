@@ -16,11 +16,21 @@ _NOT_IN_KEY = re.compile(r"[^A-Za-z0-9_\-]")
 
 @dataclass(frozen=True)
 class LabeledBox:
-    """A region as its source has it: xyxy as shares of the image, not checked yet."""
+    """A region as its source has it, not checked yet.
+
+    Attributes:
+        xyxy: as shares of the image.
+        text: what the region is described by.
+        label: its class name, "" without one.
+        score: how sure the source is of it, in [0, 1].
+        source: who says so: "human", or the name of the data set whose boxes a model made.
+    """
 
     xyxy: tuple[float, float, float, float]
     text: str
     label: str = ""
+    score: float = 1.0
+    source: str = "human"
 
 
 @dataclass(frozen=True)
@@ -35,7 +45,7 @@ class Record:
         boxes: regions.
         source, licence: where the image comes from and under which terms; "" when the source does not say.
         annotated_size: (width, height) that the boxes were drawn on, pixels, or None.
-        problems: what the reader refused, as reasons for the quarantine table.
+        problems: what the reader refused, as reasons for the quarantine table: "caption: ..." or "box: ...".
         crowd_boxes: boxes of crowds, which name no single object and are left out.
     """
 

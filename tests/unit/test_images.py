@@ -43,7 +43,8 @@ def pixels(image: CheckedImage) -> np.ndarray[Any, Any]:
 )
 def test_plain_images_keep_their_bytes(format_: str, suffix: str, mode: str) -> None:
     body = encode(PHOTO.convert(mode), format_)
-    assert check(body) == CheckedImage(body, suffix, 60, 40, reencoded=False)  # type: ignore[arg-type]
+    image = checked(body)
+    assert (image.body, image.suffix, image.width, image.height, image.reencoded) == (body, suffix, 60, 40, False)
 
 
 @pytest.mark.parametrize(

@@ -126,7 +126,7 @@ def test_captions_as_one_object(tmp_path: Path, images: Path) -> None:
         ("c.json", '[{"file": "p0.jpg", "caption": 3}]', "item 0: `caption` is a text or a list of texts, got int"),
         ("c.json", "[" * 100_000, "cannot be read"),
         ("c.jsonl", '{"file": "p0.jpg", "caption": "x"}\nnope\n', "line 2 is not valid JSON"),
-        ("c.txt", "x", r"expected a file of the kind \.csv, \.json, \.jsonl"),
+        ("c.txt", "x", r"expected a file of the kind \.csv, \.tsv, \.json, \.jsonl, \.parquet"),
     ],
 )
 def test_bad_captions_file_is_one_line(tmp_path: Path, images: Path, name: str, body: str, message: str) -> None:

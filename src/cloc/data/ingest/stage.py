@@ -20,7 +20,7 @@ class Inputs:
     Attributes:
         source: kind of the source, a key of `READERS`.
         images: folder of images.
-        captions: table of captions (CSV, JSON, JSONL, Parquet with `file` and `caption`).
+        captions: table of captions (CSV, TSV, JSON, JSONL, Parquet with `file` and `caption`).
         annotations: file or folder of annotations in the source's own format.
         coco_instances, coco_captions: COCO's JSON files.
         tars: WebDataset tars: a folder or `s3://` prefix of them, or one tar.
@@ -75,7 +75,14 @@ def _size(settings: DataConfig) -> ShardSize:
 
 
 def _open_folder(inputs: Inputs, settings: DataConfig) -> Source:
-    return read_folder(images=inputs.images, captions=inputs.captions, only=inputs.only, size=_size(settings))
+    return read_folder(
+        images=inputs.images,
+        captions=inputs.captions,
+        columns=inputs.columns,
+        only=inputs.only,
+        size=_size(settings),
+        max_text_bytes=settings.max_text_bytes,
+    )
 
 
 def _open_coco(inputs: Inputs, settings: DataConfig) -> Source:
@@ -89,7 +96,7 @@ def _open_coco(inputs: Inputs, settings: DataConfig) -> Source:
 
 
 READERS: Mapping[str, Reader] = {
-    "folder": Reader(_open_folder, needs=("images",), takes=("captions", "only")),
+    "folder": Reader(_open_folder, needs=("images",), takes=("captions", "columns", "only")),
     "coco": Reader(_open_coco, needs=("images",), takes=("coco_instances", "coco_captions", "only")),
 }
 

@@ -6,14 +6,14 @@ the tars of the first and the tables of the others.
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from cloc.data import tables
 from cloc.data.schema import MANIFEST, Manifest, Shard, Table
-from cloc.data.shards import Sample, read_shard
+from cloc.data.shards import Sample, read_images, read_shard
 from cloc.data.storage import Storage, open_storage
 from cloc.errors import DataError
 from cloc.stage import fingerprint
@@ -83,11 +83,18 @@ class Dataset:
         Raises:
             DataError: the shard is empty, truncated, or does not hold the number of images that the manifest says.
         """
-        source = shard.path if "://" in shard.path else f"{self.images.url}/{shard.path}"
         with self._open(shard) as stream:
-            yield from read_shard(stream, source=source, images=shard.images)
+            yield from read_shard(stream, source=self.source(shard), images=shard.images)
 
-    def _open(self, shard: Shard) -> Any:
+    def open_images(self, shard: Shard) -> "EncodedImages":
+        """Opens a shard to stream its encoded images alone. Close what is returned."""
+        return EncodedImages(self._open(shard), source=self.source(shard))
+
+    def source(self, shard: Shard) -> str:
+        """What to call a shard's tar in errors."""
+        return shard.path if "://" in shard.path else f"{self.images.url}/{shard.path}"
+
+    def _open(self, shard: Shard) -> BinaryIO:
         if "://" in shard.path or shard.path.startswith("/"):
             folder, _, name = shard.path.rpartition("/")
             return open_storage(folder).open(name)
@@ -128,6 +135,30 @@ class Dataset:
         """Streams the whole data set, shard after shard."""
         for shard in self.manifest.shards:
             yield from self.read(shard)
+
+
+class EncodedImages:
+    """A shard that is open to stream its encoded images; `close` it.
+
+    Args:
+        stream: the tar, at its first byte.
+        source: what to call it in errors.
+    """
+
+    def __init__(self, stream: BinaryIO, *, source: str) -> None:
+        self._stream, self._source = stream, source
+
+    def read(self, want: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
+        """Key and encoded image of the samples that are wanted; `want` is asked once a sample, in order, by key.
+
+        Raises:
+            DataError: the shard is broken, or a wanted sample has no image.
+        """
+        yield from read_images(self._stream, source=self._source, want=want)
+
+    def close(self) -> None:
+        """Lets go of the file or connection."""
+        self._stream.close()
 
 
 def resolve_split(data: str | Path, split: str) -> str:

@@ -5,12 +5,13 @@ import io
 import json
 import re
 import tarfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
 from cloc.data.schema import IMAGE_SUFFIXES, Shard
 from cloc.data.storage import Storage
+from cloc.data.tar import TarStream
 from cloc.errors import DataError
 
 # A USTAR header holds 100 characters of a name without folders: 95 leave room for ".webp" and ".json".
@@ -131,9 +132,7 @@ def _samples(tar: tarfile.TarFile, *, source: str) -> Iterator[Sample]:
             continue
         stem, _, suffix = member.name.partition(".")
         if not _KEY.fullmatch(stem):
-            raise DataError(
-                f"{source}: member {member.name[:100]!r} has no key of 1 to {MAX_KEY} letters, digits, _ and -"
-            )
+            raise DataError(_bad_key(member.name, source=source))
         if stem != key and parts:
             yield _sample(key, parts, source=source)
             parts = {}
@@ -148,7 +147,7 @@ def _samples(tar: tarfile.TarFile, *, source: str) -> Iterator[Sample]:
 def _sample(key: str, parts: Mapping[str, bytes], *, source: str) -> Sample:
     suffix = next((item for item in IMAGE_SUFFIXES if item in parts), None)
     if suffix is None:
-        raise DataError(f"{source}: sample {key!r} has no image ({', '.join(IMAGE_SUFFIXES)})")
+        raise DataError(_no_image(key, source=source))
     try:
         meta = json.loads(parts.get("json", b"{}"))
     except ValueError:
@@ -156,3 +155,44 @@ def _sample(key: str, parts: Mapping[str, bytes], *, source: str) -> Sample:
     if not isinstance(meta, dict):
         raise DataError(f"{source}: sample {key!r} has broken JSON")
     return Sample(key=key, image=parts[suffix], suffix=suffix, meta=meta)
+
+
+def read_images(stream: BinaryIO, *, source: str, want: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
+    """Key and encoded image of a tar's samples, without their JSON; the bodies of unwanted samples are skipped.
+
+    Args:
+        stream: the tar, read front to back.
+        source: what to call it in errors.
+        want: asked once for every sample, by its key, in order.
+
+    Raises:
+        DataError: not a tar, truncated, a sample has a bad key, or a wanted one has no image; names `source`.
+    """
+    tar = TarStream(stream, source=source)
+    key, wanted, best, image = "", False, len(IMAGE_SUFFIXES), b""
+    for name in tar:
+        stem, _, suffix = name.partition(".")
+        if stem != key:
+            if wanted:
+                yield key, _found(image, key, source=source)
+            if not _KEY.fullmatch(stem):
+                raise DataError(_bad_key(name, source=source))
+            key, wanted, best, image = stem, want(stem), len(IMAGE_SUFFIXES), b""
+        if wanted and suffix.lower() in IMAGE_SUFFIXES[:best]:
+            best, image = IMAGE_SUFFIXES.index(suffix.lower()), tar.read()
+    if wanted:
+        yield key, _found(image, key, source=source)
+
+
+def _found(image: bytes, key: str, *, source: str) -> bytes:
+    if not image:
+        raise DataError(_no_image(key, source=source))
+    return image
+
+
+def _bad_key(name: str, *, source: str) -> str:
+    return f"{source}: member {name[:100]!r} has no key of 1 to {MAX_KEY} letters, digits, _ and -"
+
+
+def _no_image(key: str, *, source: str) -> str:
+    return f"{source}: sample {key!r} has no image ({', '.join(IMAGE_SUFFIXES)})"

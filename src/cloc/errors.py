@@ -4,6 +4,11 @@ The command line and the pipeline components print a `ClocError` as one line wit
 its `exit_code`; every other exception is a defect of the program and keeps its traceback.
 """
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from cloc.stage import StageResult
+
 
 class ClocError(Exception):
     """A failure the user can act on; the message names the bad value, where it came from and the fix."""
@@ -24,9 +29,17 @@ class DataError(ClocError, ValueError):
 
 
 class GateFailed(ClocError):  # noqa: N818 (a verdict, not a fault)
-    """A quality gate (validation, evaluation) stopped the pipeline; the message is the reason."""
+    """A quality gate (validation, evaluation) stopped the pipeline; the message is the reason.
+
+    Attributes:
+        result: what the stage found, for the record, where it got so far.
+    """
 
     exit_code = 4
+
+    def __init__(self, message: str, *, result: "StageResult | None" = None) -> None:
+        super().__init__(message)
+        self.result = result
 
 
 class TrainingError(ClocError):

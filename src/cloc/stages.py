@@ -14,7 +14,7 @@ from typing import Any
 
 from cloc import tracking
 from cloc.config import Config, dump, parse
-from cloc.errors import ClocError, ConfigError
+from cloc.errors import ClocError, ConfigError, GateFailed
 from cloc.stage import CONFIG_FILE, StageResult
 
 
@@ -109,6 +109,8 @@ def run_stage(
             result: StageResult = module.run(resolved, inputs=given_inputs, outputs=given_outputs)
         except ClocError as error:
             run.fail(str(error))
+            if isinstance(error, GateFailed) and error.result is not None:
+                run.log_result(error.result)
             raise
         if home:
             result.save(home)

@@ -249,6 +249,11 @@ def set_checks(config: Config) -> tuple[SetCheck, ...]:
     )
 
 
+def all_checks(config: Config) -> tuple[RowCheck | SetCheck, ...]:
+    """Every rule that a validation with these settings judges."""
+    return (*image_checks(config), *caption_checks(config), *region_checks(config), *set_checks(config))
+
+
 def _text_checks(config: Config, *, table: str, thing: str) -> tuple[RowCheck, ...]:
     mostly, words = config.validation.mostly, config.validation.max_caption_words
     return (

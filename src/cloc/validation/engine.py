@@ -1,10 +1,7 @@
-"""Great Expectations at work: suites run shard by shard and summed; Data Docs of the checks of the whole set."""
+"""Great Expectations at work: suites run shard by shard and summed."""
 
 import logging
-import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -14,7 +11,6 @@ from cloc.validation.results import DATA_SET, EXAMPLES, CheckResult, Example, Ta
 
 import great_expectations as gx  # isort: skip
 
-_SITE = "report"
 _SHARD, _ROW = "_shard", "_row"
 # A run of Great Expectations costs about 20 ms an expectation whatever the number of rows, so small shards share one.
 _BATCH_ROWS = 50_000
@@ -99,10 +95,10 @@ class Engine:
         """The suite of one table. Call once a table."""
         return TableSuite(self._context, table=table, checks=checks, mostly=mostly)
 
-    def check_set(self, checks: Sequence[SetCheck], numbers: Mapping[str, float], *, docs: Path) -> list[CheckResult]:
-        """Checks the one-row summary of the whole set and writes its Data Docs into the folder `docs`."""
+    def check_set(self, checks: Sequence[SetCheck], numbers: Mapping[str, float]) -> list[CheckResult]:
+        """Checks the one-row summary of the whole set."""
         by_id = {check.id: check for check in checks}
-        outcome = self._run_checkpoint(checks, pd.DataFrame([dict(numbers)]), docs=docs)
+        outcome = self._run_checkpoint(checks, pd.DataFrame([dict(numbers)]))
         results = []
         for item in outcome.results:
             check = by_id[item.expectation_config.meta["check"]]
@@ -121,7 +117,7 @@ class Engine:
             )
         return sorted(results, key=lambda result: list(by_id).index(result.id))
 
-    def _run_checkpoint(self, checks: Sequence[SetCheck], frame: pd.DataFrame, *, docs: Path) -> Any:
+    def _run_checkpoint(self, checks: Sequence[SetCheck], frame: pd.DataFrame) -> Any:
         context = self._context
         suite = context.suites.add(
             gx.ExpectationSuite(name="data set", expectations=[check.expectation for check in checks])
@@ -135,26 +131,7 @@ class Engine:
             gx.Checkpoint(name="gate", validation_definitions=[validation], result_format="SUMMARY")
         )
         outcome = checkpoint.run(batch_parameters={"dataframe": frame})
-        self._build_docs(docs)
         return next(iter(outcome.run_results.values()))
-
-    def _build_docs(self, docs: Path) -> None:
-        # Built aside and moved in, since pages of an earlier run would otherwise stay listed.
-        docs.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=docs.parent, prefix=".tmp-") as folder:
-            site = Path(folder).resolve() / "site"
-            self._context.add_data_docs_site(
-                _SITE,
-                {
-                    "class_name": "SiteBuilder",
-                    "site_index_builder": {"class_name": "DefaultSiteIndexBuilder"},
-                    "store_backend": {"class_name": "TupleFilesystemStoreBackend", "base_directory": str(site)},
-                },
-            )
-            self._context.build_data_docs(site_names=[_SITE])
-            if docs.exists():
-                shutil.rmtree(docs)
-            site.replace(docs)
 
 
 def _result(item: Any, *, check: str) -> Mapping[str, Any]:

@@ -3,7 +3,7 @@
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from cloc.pages import environment
 from cloc.pages.charts import chart
@@ -13,7 +13,10 @@ from cloc.validation.summary import Summary
 
 JSON_FILE = "validation.json"
 PAGE_FILE = "index.html"
-DOCS_FOLDER = "data_docs"
+# Great Expectations' Data Docs: the site, and the same as one file.
+DOCS_FOLDER, DOCS_FILE = "data_docs", "data_docs.html"
+
+Verdict = Literal["passed", "passed with warnings", "failed"]
 
 
 @dataclass(frozen=True)
@@ -28,15 +31,25 @@ class Report:
 
     @property
     def failed(self) -> list[CheckResult]:
-        """The failed checks, worst first."""
-        return [result for result in failures_first(self.results) if not result.passed]
+        """The checks that end the pipeline, worst first."""
+        return [result for result in failures_first(self.results) if result.fatal]
+
+    @property
+    def warned(self) -> list[CheckResult]:
+        """The checks that warn, worst first."""
+        return [result for result in failures_first(self.results) if result.warned]
+
+    @property
+    def verdict(self) -> Verdict:
+        """All in a word or three."""
+        return "failed" if self.failed else "passed with warnings" if self.warned else "passed"
 
     def write(self, folder: Path) -> None:
         """Writes both files; the page last, so that it never stands beside another run's JSON."""
         folder.mkdir(parents=True, exist_ok=True)
         body = json.dumps(self._body(), indent=1, ensure_ascii=False, allow_nan=False)
-        _write(folder / JSON_FILE, body + "\n")
-        _write(folder / PAGE_FILE, self._page())
+        write_text(folder / JSON_FILE, body + "\n")
+        write_text(folder / PAGE_FILE, self._page())
 
     def _body(self) -> dict[str, Any]:
         text, count = self.summary.common.top()
@@ -80,7 +93,8 @@ def counts(summary: Summary) -> dict[str, int]:
     }
 
 
-def _write(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
+    """Writes a file of the report whole: under another name first."""
     temporary = path.with_name(f".tmp-{path.name}")
     # Text from the web may hold lone surrogates, which UTF-8 cannot carry.
     temporary.write_text(text, encoding="utf-8", errors="backslashreplace")

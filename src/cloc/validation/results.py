@@ -90,10 +90,15 @@ def failures_first(results: Iterable[CheckResult]) -> list[CheckResult]:
     return sorted(results, key=lambda item: (not item.fatal, item.passed, -item.severity, item.table != DATA_SET))
 
 
+def printable(text: str) -> str:
+    """Text of unknown origin for a terminal: control characters escaped."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
 def shown(value: Any, *, limit: int = 160) -> str:
     """A value as one readable string; text in quotes, control characters escaped, cut after `limit` characters."""
     if isinstance(value, str):
-        text = "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in value)
+        text = printable(value)
         return f'"{text[:limit]}…"' if len(text) > limit else f'"{text}"'
     if isinstance(value, float):
         return f"{value:.4g}"

@@ -7,7 +7,7 @@ whatever the size of the set.
 
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,11 +15,13 @@ from cloc.config import Config
 from cloc.data.dataset import Dataset, resolve_split
 from cloc.errors import DataError, GateFailed
 from cloc.stage import StageResult
-from cloc.validation.checks import caption_checks, image_checks, region_checks, set_checks
+from cloc.validation.checks import all_checks, caption_checks, image_checks, region_checks, set_checks
+from cloc.validation.console import print_verdict
+from cloc.validation.docs import build_docs
 from cloc.validation.engine import Engine
 from cloc.validation.frames import ShardFrames, load_shard
 from cloc.validation.gallery import RandomSamples, draw_findings
-from cloc.validation.report import DOCS_FOLDER, PAGE_FILE, Report, counts
+from cloc.validation.report import DOCS_FILE, JSON_FILE, PAGE_FILE, Report, counts
 from cloc.validation.results import CheckResult, failures_first
 from cloc.validation.summary import Summary
 
@@ -64,7 +66,7 @@ def run(config: Config, *, inputs: Inputs, outputs: Outputs) -> StageResult:
     passing = _check_shards(config, dataset, engine)
     folder = Path(outputs.report)
     numbers = passing.summary.numbers()
-    results = [*engine.check_set(set_checks(config), numbers, docs=folder / DOCS_FOLDER), *passing.results]
+    results = [*engine.check_set(set_checks(config), numbers), *passing.results]
     findings = draw_findings(config, dataset, results)
     report = Report(
         data=url,
@@ -73,20 +75,31 @@ def run(config: Config, *, inputs: Inputs, outputs: Outputs) -> StageResult:
         findings=tuple(findings),
         samples=tuple(passing.samples.pictures()),
     )
+    build_docs(folder, checks=all_checks(config), results=results)
     report.write(folder)
-    fatal = [result for result in report.results if result.fatal]
-    if fatal:
-        raise GateFailed(_reason(fatal, total=len(results), folder=folder))
-    warned = sum(result.warned for result in results)
-    metrics = {f"validation/{name}": value for name, value in numbers.items()}
-    verdicts = {"checks_passed": len(results) - warned, "checks_warned": warned, "checks_failed": 0}
+    print_verdict(report, folder)
+    result = _result(report, folder)
+    if report.failed:
+        raise GateFailed(_reason(report, folder), result=result)
+    return result
+
+
+def _result(report: Report, folder: Path) -> StageResult:
+    failed, warned, total = len(report.failed), len(report.warned), len(report.results)
+    verdicts = {"checks_passed": total - failed - warned, "checks_warned": warned, "checks_failed": failed}
+    numbers = {**report.summary.numbers(), **verdicts}
     return StageResult(
         stage=NAME,
-        metrics={**metrics, **{f"validation/{name}": float(value) for name, value in verdicts.items()}},
-        counts=counts(passing.summary),
-        message=f"{len(results) - warned} checks passed on {passing.summary.images:,} images"
-        + (f", {warned} warned" if warned else ""),
-        artifacts={"validation report": str(folder / PAGE_FILE)},
+        metrics={f"validation/{name}": float(value) for name, value in numbers.items()},
+        counts=counts(report.summary),
+        message=f"{verdicts['checks_passed']} of {total} checks passed on {report.summary.images:,} images"
+        + (f", {warned} warned" if warned else "")
+        + (f", {failed} failed" if failed else ""),
+        artifacts={
+            "validation report": str(folder / PAGE_FILE),
+            "validation data docs": str(folder / DOCS_FILE),
+            "validation results": str(folder / JSON_FILE),
+        },
     )
 
 
@@ -132,9 +145,9 @@ def _progress(shards: Iterator[ShardFrames], *, dataset: Dataset) -> Iterator[Sh
             print(f"{NAME}: shard {number} of {total}, {now - started:.0f} s", file=sys.stderr, flush=True)
 
 
-def _reason(fatal: Sequence[CheckResult], *, total: int, folder: Path) -> str:
-    worst = fatal[0]
+def _reason(report: Report, folder: Path) -> str:
+    worst = report.failed[0]
     return (
-        f"validation: {len(fatal)} of {total} checks failed; worst: {worst.name}: {worst.observed}, "
-        f"limit {worst.limit}; see {folder / PAGE_FILE}"
+        f"validation: {len(report.failed)} of {len(report.results)} checks failed; worst: {worst.name}: "
+        f"{worst.observed}, limit {worst.limit}; see {folder / PAGE_FILE}"
     )

@@ -110,8 +110,8 @@ def test_sixteen_bits_keep_their_brightness() -> None:
         (encode(PHOTO.resize((200, 15)), "JPEG"), r"too small \(200x15 pixels"),
         (encode(PHOTO.resize((200, 200)), "PNG"), r"too many pixels \(200x200, at most 10000\)"),
         (encode(Image.new("1", (20_000, 20_000)), "PNG"), "too many pixels"),
-        (encode(PHOTO, "GIF", save_all=True, append_images=[PHOTO.rotate(9)]), r"animated .*\(2 frames\)"),
-        (encode(PHOTO, "TIFF", save_all=True, append_images=[PHOTO]), r"several pages \(2 frames\)"),
+        (encode(PHOTO, "GIF", save_all=True, append_images=[PHOTO.rotate(9)]), "animated"),
+        (encode(PHOTO, "TIFF", save_all=True, append_images=[PHOTO]), "several pages"),
         (encode(PHOTO.convert("F"), "TIFF"), "32 bits"),
     ],
 )

@@ -13,7 +13,6 @@ from PIL import Image
 from cloc.config import Config, parse
 from cloc.data import tables
 from cloc.data.dataset import Dataset, LabeledSample, write_manifest
-from cloc.data.ingest import pack
 from cloc.data.ingest.records import key_of
 from cloc.data.ingest.stage import Inputs, Outputs, run
 from cloc.data.schema import Manifest
@@ -286,7 +285,7 @@ def test_killed_run_goes_on(tmp_path: Path, images: Path, monkeypatch: pytest.Mo
         assert not (tmp_path / "out/manifest.json").exists()
         monkeypatch.setattr(FolderStorage, "write_bytes", real)
         result = ingest(tmp_path, images=str(images))
-        assert result.counts["skipped_shards"] == min((kill_at - 1) // 5, 3)  # tar, three tables and stats a shard
+        assert result.counts["skipped_shards"] == min((kill_at - 1) // 6, 3)  # tar, four tables and stats a shard
         assert files(tmp_path / "out") == whole
         (tmp_path / "out").rename(tmp_path / f"out{kill_at}")
 
@@ -304,10 +303,10 @@ def test_killed_between_two_settings_never_mixes_them(
 
     (images / "p0.jpg").write_bytes(jpeg(77))
     state = (images / "p1.jpg").stat()
-    monkeypatch.setattr(pack.tables, "write_table", killed)
+    monkeypatch.setattr(tables, "write_table", killed)
     with pytest.raises(KeyboardInterrupt):
         ingest(tmp_path, images=str(images))
-    monkeypatch.setattr(pack.tables, "write_table", real)
+    monkeypatch.setattr(tables, "write_table", real)
     (images / "p0.jpg").write_bytes(jpeg(0))
     assert (images / "p1.jpg").stat() == state
     ingest(tmp_path, images=str(images))

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from cloc.data import tables
-from cloc.data.schema import MANIFEST, Manifest, Shard, Table
+from cloc.data.foreign import read_foreign, read_foreign_images
+from cloc.data.schema import INGEST_STAGE, LEFT_OUT, MANIFEST, Manifest, Shard, Table
 from cloc.data.shards import Sample, read_images, read_shard
 from cloc.data.storage import Storage, open_storage
 from cloc.errors import DataError
@@ -66,7 +67,7 @@ class Dataset:
     @property
     def digest(self) -> str:
         """Hash of the images: of the shards' hashes in order."""
-        return fingerprint([shard.sha256 for shard in self.manifest.shards])
+        return fingerprint([shard.content for shard in self.manifest.shards])
 
     def labels_digest(self) -> str:
         """Hash of the captions and regions tables; reads each of them once."""
@@ -83,22 +84,36 @@ class Dataset:
         Raises:
             DataError: the shard is empty, truncated, or does not hold the number of images that the manifest says.
         """
+        source, left_out = self.source(shard), self._left_out(shard)
         with self._open(shard) as stream:
-            yield from read_shard(stream, source=self.source(shard), images=shard.images)
+            if shard.foreign:
+                yield from read_foreign(stream, source=source, left_out=left_out, images=shard.images)
+            else:
+                yield from read_shard(stream, source=source, images=shard.images)
 
     def open_images(self, shard: Shard) -> "EncodedImages":
         """Opens a shard to stream its encoded images alone. Close what is returned."""
-        return EncodedImages(self._open(shard), source=self.source(shard))
+        left_out = self._left_out(shard) if shard.foreign else None
+        return EncodedImages(self._open(shard), source=self.source(shard), left_out=left_out)
 
     def source(self, shard: Shard) -> str:
         """What to call a shard's tar in errors."""
-        return shard.path if "://" in shard.path else f"{self.images.url}/{shard.path}"
+        return shard.path if shard.foreign else f"{self.images.url}/{shard.path}"
 
     def _open(self, shard: Shard) -> BinaryIO:
-        if "://" in shard.path or shard.path.startswith("/"):
+        if shard.foreign:
             folder, _, name = shard.path.rpartition("/")
-            return open_storage(folder).open(name)
+            return open_storage(folder or "/").open(name)
         return self.images.open(shard.path)
+
+    def _left_out(self, shard: Shard) -> frozenset[str]:
+        """Keys of a foreign tar that are not part of the data set."""
+        if not shard.left_out:
+            return frozenset()
+        rows = tables.read_table(self.images, "quarantine", shard.name).to_pylist()
+        return frozenset(
+            row["key"] for row in rows if row["stage"] == INGEST_STAGE and row["reason"].startswith(LEFT_OUT)
+        )
 
     def rows(self, table: Table, shard: Shard) -> dict[str, list[dict[str, Any]]]:
         """A shard's table as rows by key; empty when the shard has no such table."""
@@ -143,10 +158,11 @@ class EncodedImages:
     Args:
         stream: the tar, at its first byte.
         source: what to call it in errors.
+        left_out: keys that are not part of the data set, for a foreign tar; None for one of the project's own.
     """
 
-    def __init__(self, stream: BinaryIO, *, source: str) -> None:
-        self._stream, self._source = stream, source
+    def __init__(self, stream: BinaryIO, *, source: str, left_out: frozenset[str] | None = None) -> None:
+        self._stream, self._source, self._left_out = stream, source, left_out
 
     def read(self, want: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
         """Key and encoded image of the samples that are wanted; `want` is asked once a sample, in order, by key.
@@ -154,7 +170,10 @@ class EncodedImages:
         Raises:
             DataError: the shard is broken, or a wanted sample has no image.
         """
-        yield from read_images(self._stream, source=self._source, want=want)
+        if self._left_out is None:
+            yield from read_images(self._stream, source=self._source, want=want)
+        else:
+            yield from read_foreign_images(self._stream, source=self._source, left_out=self._left_out, want=want)
 
     def close(self) -> None:
         """Lets go of the file or connection."""

@@ -30,6 +30,11 @@ Table = Literal["captions", "regions", "quarantine", "fingerprints", "duplicates
 
 CAPTION_KINDS = ("alt_text", "generated", "human")
 
+# A tar that is taken as it is may hold samples that are not part of the data set: those whose key stands in its
+# quarantine table with the stage of ingest and a reason that begins so.
+INGEST_STAGE = "ingest"
+LEFT_OUT = "image: "
+
 SCHEMAS: dict[str, pa.Schema] = {
     "captions": pa.schema([("key", pa.string()), ("text", pa.string()), ("kind", pa.string()), ("model", pa.string())]),
     # Boxes are xyxy in [0, 1] of the original image. `text` is what the region is described by in training;
@@ -73,9 +78,10 @@ class Shard:
     Attributes:
         name: stem of the tar and of its tables, e.g. "00000".
         path: where the tar lies: relative to the manifest, or an absolute URL (tars taken as they are).
-        images: number of samples.
+        images: number of samples that are part of the data set.
         bytes: size of the tar.
         sha256: hash of the tar, hexadecimal.
+        left_out: hash of the keys of a foreign tar that are not part of the data set (see `LEFT_OUT`), "" for none.
     """
 
     name: str
@@ -83,6 +89,17 @@ class Shard:
     images: int
     bytes: int
     sha256: str
+    left_out: str = ""
+
+    @property
+    def foreign(self) -> bool:
+        """Whether it is a tar that others wrote and that is taken as it is, from where it lies."""
+        return "://" in self.path or self.path.startswith("/")
+
+    @property
+    def content(self) -> str:
+        """Hash of the samples that are part of the data set."""
+        return f"{self.sha256}-{self.left_out}" if self.left_out else self.sha256
 
 
 @dataclass(frozen=True)
@@ -91,7 +108,7 @@ class Manifest:
 
     Attributes:
         shards: in order.
-        quarantined: images refused when the data set was made (they are in no shard), counted.
+        quarantined: images refused when the data set was made, counted: they are in no shard, or left out of one.
         classes: names of the region classes, where the source has a closed list.
         made_by: how it was made: tool, source, settings. No times and no machine names: equal input gives equal bytes.
     """

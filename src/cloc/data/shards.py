@@ -17,6 +17,7 @@ from cloc.errors import DataError
 # A USTAR header holds 100 characters of a name without folders: 95 leave room for ".webp" and ".json".
 MAX_KEY = 95
 _KEY = re.compile(rf"[A-Za-z0-9_\-]{{1,{MAX_KEY}}}")
+_NOT_IN_KEY = re.compile(r"[^A-Za-z0-9_\-]")
 _END_OF_TAR = bytes(2 * tarfile.BLOCKSIZE)
 
 
@@ -35,6 +36,18 @@ class Sample:
     image: bytes
     suffix: str = "jpg"
     meta: Mapping[str, Any] = field(default_factory=dict)
+
+
+def safe_key(stem: str) -> str:
+    """A name without its suffix as a key.
+
+    Names with letters outside ASCII, or too long for a tar, get a hash of the name behind them: they stay apart.
+    """
+    key = _NOT_IN_KEY.sub("_", stem)
+    if stem.isascii() and len(key) <= MAX_KEY:
+        return key
+    digest = hashlib.sha256(stem.encode(errors="surrogateescape")).hexdigest()[:12]
+    return f"{key[: MAX_KEY - len(digest) - 1]}-{digest}"
 
 
 class ShardWriter:

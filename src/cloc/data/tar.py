@@ -11,11 +11,26 @@ from typing import BinaryIO
 from cloc.errors import DataError
 
 _BLOCK = 512
-_FILES, _EXTENDED, _GLOBAL, _LONG_NAME, _LONG_LINK = b"0\0" + b"7", b"x", b"g", b"L", b"K"
+_FILES, _EXTENDED, _GLOBAL, _LONG_NAME, _LONG_LINK, _SPARSE = b"0\0" + b"7", b"xX", b"g", b"L", b"K", b"S"
+_FOLDER = b"5"
 # Links, devices and folders have no body, whatever their size says (POSIX).
 _EMPTY = b"123456"
 _MAX_EXTENDED = 1 << 20  # bytes; a longer extended header is hostile
+_MAX_SIZE = 1 << 62  # bytes; a larger size is no number of a file
 _CHUNK = 16 << 20  # bytes asked for at once: a false size must not reserve memory that no body fills
+_KINDS = {b"1": "a hard link", b"2": "a symbolic link", b"3": "a device", b"4": "a device", b"6": "a pipe"}
+
+
+class BrokenTarError(DataError):
+    """A tar cannot be read to its end.
+
+    Attributes:
+        reason: why, without the tar's name.
+    """
+
+    def __init__(self, source: str, reason: str) -> None:
+        super().__init__(f"{source}: {reason}; write this tar again")
+        self.reason = reason
 
 
 class TarStream:
@@ -24,16 +39,22 @@ class TarStream:
     Args:
         stream: the tar, at its first byte.
         source: what to call it in errors.
+        others: whether to name members that are neither files nor folders too; `oddity` says what they are.
+
+    Attributes:
+        size: bytes of the body of the member just named.
+        oddity: what it is where it is no plain file ("a symbolic link"), else "".
     """
 
-    def __init__(self, stream: BinaryIO, *, source: str) -> None:
-        self._stream, self._source = stream, source
+    def __init__(self, stream: BinaryIO, *, source: str, others: bool = False) -> None:
+        self._stream, self._source, self._others = stream, source, others
+        self.oddity = ""
         self._seekable = stream.seekable()
         self._size = self._left = 0  # bytes of the present body; of it and its padding, those not yet passed
 
     def __iter__(self) -> Iterator[str]:
-        """Raises DataError: not a tar, or it ends before its end-of-archive mark."""
-        long_name, long_size = "", -1
+        """Raises BrokenTarError (a DataError): not a tar, or it ends before its end-of-archive mark."""
+        long_name, long_size, sparse = "", -1, False
         while (header := self._header()) is not None:
             kind, size = header[156:157], self._number(header[124:136])
             if kind in _EXTENDED or kind in _LONG_NAME:
@@ -44,13 +65,25 @@ class TarStream:
                 else:
                     records = _records(body)
                     long_name = records.get("path", long_name)
-                    long_size = int(records.get("size", long_size))
+                    long_size = self._decimal(records.get("size", "-1"))
+                    sparse = any(name.startswith("GNU.sparse.") for name in records)
                 continue
+            if kind == _SPARSE:
+                self._pass_sparse_map(header)
             self._begin(0 if kind in _EMPTY else max(long_size, size))
-            if kind in _FILES:
+            if kind in _GLOBAL or kind in _LONG_LINK:
+                continue
+            if kind in _FILES and not sparse:
+                self.oddity = ""
                 yield long_name or _name(header)
-            if kind not in _GLOBAL and kind not in _LONG_LINK:
-                long_name, long_size = "", -1
+            elif self._others and kind not in _FOLDER:
+                self.oddity = "a sparse file" if sparse or kind == _SPARSE else _KINDS.get(kind, "no file")
+                yield long_name or _name(header)
+            long_name, long_size, sparse = "", -1, False
+
+    @property
+    def size(self) -> int:
+        return self._size
 
     def read(self) -> bytes:
         """The body of the member that was just named. Raises DataError when the tar ends inside it."""
@@ -89,25 +122,43 @@ class TarStream:
         if self._number(header[148:156]) != sum(header) - sum(header[148:156]) + 8 * ord(" "):
             if not header.strip(b"\0"):
                 return None
-            raise DataError(f"{self._source}: not a tar, or damaged (a header's checksum is wrong); write it again")
+            raise BrokenTarError(self._source, "not a tar, or damaged (a header's checksum is wrong)")
         return header
 
     def _extended(self) -> bytes:
         if self._size > _MAX_EXTENDED:
-            raise DataError(f"{self._source}: an extended header of {self._size} bytes; this tar is damaged or hostile")
+            raise BrokenTarError(self._source, f"damaged or hostile (an extended header of {self._size} bytes)")
         return self.read()
+
+    def _pass_sparse_map(self, header: bytes) -> None:
+        """Passes the blocks between the header of a sparse file and its body."""
+        more = header[482]
+        while more:
+            block = self._stream.read(_BLOCK)
+            if len(block) < _BLOCK:
+                raise self._truncated()
+            more = block[504]
 
     def _number(self, field: bytes) -> int:
         """A number of a header: octal digits, or binary where the first bit is set."""
-        if field[0] == 0x80:
-            return int.from_bytes(field[1:])
-        try:
-            return int(field.rstrip(b" \0") or b"0", 8)
-        except ValueError:
-            raise DataError(f"{self._source}: not a tar, or damaged (number {field!r} in a header)") from None
+        digits = field.strip(b" \0") or b"0"
+        number = int.from_bytes(field[1:]) if field[0] == 0x80 else int(digits, 8) if _is_octal(digits) else -1
+        if not 0 <= number < _MAX_SIZE:
+            raise BrokenTarError(self._source, f"not a tar, or damaged (number {field!r} in a header)")
+        return number
 
-    def _truncated(self) -> DataError:
-        return DataError(f"{self._source}: truncated (the tar ends before its end-of-archive mark); write it again")
+    def _decimal(self, text: str) -> int:
+        """The size in an extended header, -1 where it has none."""
+        if text != "-1" and not (text.isascii() and text.isdigit() and len(text) < 19):
+            raise BrokenTarError(self._source, f"damaged (a size of {text[:20]!r})")
+        return int(text)
+
+    def _truncated(self) -> BrokenTarError:
+        return BrokenTarError(self._source, "truncated (the tar ends before its end-of-archive mark)")
+
+
+def _is_octal(digits: bytes) -> bool:
+    return not digits.strip(b"01234567")
 
 
 def _name(header: bytes) -> str:
@@ -125,7 +176,7 @@ def _records(body: bytes) -> dict[str, str]:
     found: dict[str, str] = {}
     while body:
         length, _, _ = body.partition(b" ")
-        if not length.isdigit() or not len(length) < int(length) <= len(body):
+        if not length.isdigit() or len(length) > 9 or not len(length) < int(length) <= len(body):
             break
         key, _, value = body[len(length) + 1 : int(length) - 1].partition(b"=")
         found[_text(key)] = _text(value)

@@ -163,7 +163,7 @@ class Job:
                     f"({storage.url}/{tables.table_path(table, shard.name)}); make the {table} first"
                 )
             found.append(content)
-        return fingerprint(shard.sha256, self.reads, found)
+        return fingerprint(shard.content, self.reads, found)
 
 
 @dataclass

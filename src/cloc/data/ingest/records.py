@@ -1,17 +1,13 @@
 """What every reader yields, and what all readers share: keys, lists of names, JSON that tells where it is broken."""
 
-import hashlib
 import json
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from cloc.data.shards import MAX_KEY
+from cloc.data.shards import safe_key
 from cloc.errors import DataError
-
-_NOT_IN_KEY = re.compile(r"[^A-Za-z0-9_\-]")
 
 
 @dataclass(frozen=True)
@@ -62,18 +58,10 @@ class Record:
 
 
 def key_of(name: str) -> str:
-    """The key of an image: its name without the suffix, in letters, digits, "_" and "-".
-
-    Names with letters outside ASCII, or too long for a tar, get a hash of the name behind them: they stay apart.
-    """
+    """The key of an image: its name without the suffix, in letters, digits, "_" and "-"."""
     if PurePosixPath(name).name in ("", ".", ".."):
         raise DataError(f"{name!r} is not the name of a file")
-    stem = str(PurePosixPath(name).with_suffix(""))
-    key = _NOT_IN_KEY.sub("_", stem)
-    if stem.isascii() and len(key) <= MAX_KEY:
-        return key
-    digest = hashlib.sha256(stem.encode(errors="surrogateescape")).hexdigest()[:12]
-    return f"{key[: MAX_KEY - len(digest) - 1]}-{digest}"
+    return safe_key(str(PurePosixPath(name).with_suffix("")))
 
 
 def unique(records: Iterable[Record]) -> Iterator[Record]:

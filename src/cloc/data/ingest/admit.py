@@ -1,0 +1,186 @@
+"""One image with its labels: let into a shard, its rows into the shard's tables, or refused with the reason."""
+
+import re
+from collections import Counter
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from cloc.boxes import problem
+from cloc.data import fingerprints
+from cloc.data.images import CheckedImage, check_image
+from cloc.data.ingest.parts import Refusal
+from cloc.data.ingest.records import LabeledBox, Record
+from cloc.data.schema import INGEST_STAGE, LEFT_OUT
+from cloc.data.texts import clean, printable
+
+# Annotators and roundings overshoot the border by about a pixel; more than that is a fault of the data.
+_TOLERANCE_PX = 1.0
+# What differs between two quarantine reasons of one kind: what is quoted, in parentheses, or a number.
+_PARTICULARS = re.compile(r" \(.*|'[^']*'|\"[^\"]*\"|\d+(\.\d+)?")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What an image and its texts must be like; see the settings of the same names.
+
+    Attributes:
+        min_side, max_pixels: of an image, pixels.
+        max_text_bytes: of a text or a sample's JSON.
+        near_duplicate_bits: how far perceptual hashes of images that count as equal may differ.
+        not_in: data sets (URLs) whose images are left out: an evaluation's.
+    """
+
+    min_side: int
+    max_pixels: int
+    max_text_bytes: int
+    near_duplicate_bits: int
+    not_in: tuple[str, ...] = ()
+
+
+@dataclass
+class Rows:
+    """The tables of a shard in the making.
+
+    Attributes:
+        captions, regions, fingerprints, quarantine: rows by the contract's columns.
+        counts: quarantined, reencoded, ...
+        reasons: how many rows of the quarantine have which reason, without its particulars.
+        example: the first quarantined image with its reason, "" without one.
+    """
+
+    captions: list[dict[str, Any]] = field(default_factory=list)
+    regions: list[dict[str, Any]] = field(default_factory=list)
+    fingerprints: list[dict[str, Any]] = field(default_factory=list)
+    quarantine: list[dict[str, Any]] = field(default_factory=list)
+    counts: Counter[str] = field(default_factory=Counter)
+    reasons: Counter[str] = field(default_factory=Counter)
+    example: str = ""
+
+    def refuse(self, key: str, reason: str, *, count: str) -> None:
+        """Adds a row to the quarantine and to the counts."""
+        reason = printable(reason)
+        self.quarantine.append({"key": key, "stage": INGEST_STAGE, "reason": reason})
+        self.counts[count] += 1
+        self.reasons[_PARTICULARS.sub("", reason).strip()] += 1
+        if count == "quarantined" and not self.example:
+            self.example = f"{key}: {reason}"
+
+    def refuse_image(self, key: str, reason: str) -> None:
+        """Adds an image to the quarantine: it is not part of the data set."""
+        self.refuse(key, f"{LEFT_OUT}{reason}", count="quarantined")
+
+    def retract(self, keys: Collection[str]) -> None:
+        """Takes back the rows of images that turn out to be unusable after all."""
+        for rows in (self.captions, self.regions, self.fingerprints):
+            rows[:] = [row for row in rows if row["key"] not in keys]
+
+    def all_counts(self) -> Mapping[str, int]:
+        """The counts with those that follow from the tables."""
+        lengths = {"images": self.fingerprints, "captions": self.captions, "regions": self.regions}
+        return {**self.counts, **{name: len(rows) for name, rows in lengths.items()}}
+
+
+@dataclass(frozen=True)
+class Admitted:
+    """An image that became part of the shard.
+
+    Attributes:
+        image: as checked.
+        alt_text: its first text from the web, clean; "" without one.
+    """
+
+    image: CheckedImage
+    alt_text: str
+
+
+def admit(
+    record: Record, body: bytes | Refusal, *, rows: Rows, limits: Limits, reencode: bool = True
+) -> Admitted | None:
+    """Checks an image and adds its rows, or quarantines it and returns None.
+
+    Args:
+        record: the image's labels.
+        body: the encoded file, or why there is none.
+        rows: tables of the shard.
+        limits: what images must be like.
+        reencode: whether the file may be encoded again to be made plain.
+    """
+    image = _checked(record, body, limits, reencode=reencode)
+    if isinstance(image, str):
+        rows.refuse_image(record.key, image)
+        return None
+    rows.counts["reencoded"] += image.reencoded
+    rows.counts["crowd_boxes"] += record.crowd_boxes
+    for reason in record.problems:
+        count = "quarantined_boxes" if reason.startswith("box:") else "quarantined_captions"
+        rows.refuse(record.key, reason, count=count)
+    alt_text = _add_captions(record, rows)
+    frame = record.annotated_size or (image.width, image.height)
+    for box in record.boxes:
+        _add_region(record.key, box, frame, rows)
+    rows.fingerprints.append(fingerprints.row(record.key, image.body, image.phash))
+    return Admitted(image, alt_text)
+
+
+def _checked(record: Record, body: bytes | Refusal, limits: Limits, *, reencode: bool) -> CheckedImage | str:
+    """The image of a record, or why it cannot be used."""
+    if isinstance(body, Refusal):
+        return body.reason
+    image = check_image(body, min_side=limits.min_side, max_pixels=limits.max_pixels, reencode=reencode)
+    if isinstance(image, CheckedImage) and record.annotated_size is not None:
+        return _size_problem(image, record.annotated_size) or image
+    return image
+
+
+def _size_problem(image: CheckedImage, annotated: tuple[int, int]) -> str | None:
+    """Boxes scale with the picture, but drawn on another shape (say before a rotation) they would not fit it."""
+    scale = max(image.width, image.height) / max(annotated)
+    off = max(abs(image.width - annotated[0] * scale), abs(image.height - annotated[1] * scale))
+    if off <= 1.5:
+        return None
+    return f"is {image.width}x{image.height} pixels, its annotations are for {annotated[0]}x{annotated[1]}"
+
+
+def _add_captions(record: Record, rows: Rows) -> str:
+    """Adds the usable captions and returns the first alt-text, or ""."""
+    first = ""
+    for kind, texts in (("alt_text", record.alt_text), ("human", record.captions)):
+        for text in texts:
+            words = clean(text)
+            if not words:
+                reason = "caption: empty text" if not text.strip() else "caption: not valid Unicode"
+                rows.refuse(record.key, reason, count="quarantined_captions")
+                continue
+            rows.captions.append({"key": record.key, "text": words, "kind": kind, "model": ""})
+            if kind == "alt_text" and not first:
+                first = words
+    return first
+
+
+def _add_region(key: str, box: LabeledBox, frame: tuple[int, int], rows: Rows) -> None:
+    values = np.asarray(box.xyxy, dtype=np.float64)
+    overshoot = np.maximum(-values, values - 1) * np.array([*frame, *frame])
+    # Judged as it will be stored: in float32, a very thin box can lose its last extent.
+    stored = np.clip(values, 0, 1).astype(np.float32)
+    if not np.isfinite(values).all():
+        reason: str | None = "box is not finite"
+    elif overshoot.max() > _TOLERANCE_PX + 1e-6:
+        reason = f"box outside its image by {overshoot.max():.1f} pixels"
+    else:
+        reason = problem(stored)
+    text, label = clean(box.text), clean(box.label)
+    if reason is None and not text:
+        reason = "empty text"
+    if reason is None and not 0 <= box.score <= 1:
+        reason = f"score {box.score:g} is not in [0, 1]"
+    if reason is not None:
+        place = ", ".join(f"{value:.4f}" for value in values)
+        rows.refuse(key, f"box: {reason} ({place}; {printable(box.text)[:80]!r})", count="quarantined_boxes")
+        return
+    x1, y1, x2, y2 = stored.tolist()
+    rows.counts["clipped_boxes"] += bool(overshoot.max() > 0)
+    corners = {"x1": x1, "y1": y1, "x2": x2, "y2": y2}
+    rows.regions.append({"key": key, **corners, "text": text, "score": box.score, "source": box.source, "label": label})

@@ -83,6 +83,21 @@ def as_seen(image: Image.Image) -> Image.Image:
     return _seen(image).pixels.convert("RGB")
 
 
+def seen_size(body: bytes) -> tuple[int, int] | None:
+    """Width and height of what `as_seen` shows of a file, by its header alone; None when that cannot be read."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # as in `check_image`, which tells what is wrong with such a file
+        try:
+            with Image.open(io.BytesIO(body), formats=_FORMATS) as image:
+                width, height = image.size
+                turned = orientation(image) in range(5, 9)
+        except MemoryError:
+            raise
+        except Exception:
+            return None
+    return (height, width) if turned else (width, height)
+
+
 def check_image(body: bytes, *, min_side: int, max_pixels: int, reencode: bool = True) -> CheckedImage | str:
     """Decodes an image and makes it storable, or says why it cannot be used.
 
@@ -198,7 +213,7 @@ def _encoded(pixels: Image.Image, suffix: Suffix) -> bytes:
 
 def _seen(image: Image.Image) -> _Seen:
     image.load()
-    turn = _TURNS.get(_orientation(image))
+    turn = _TURNS.get(orientation(image))
     transparent = image.has_transparency_data
     plain = image.mode in ("RGB", "L") and not transparent
     pixels = image if plain else _eight_bit(image, transparent=transparent)
@@ -212,7 +227,7 @@ def _seen(image: Image.Image) -> _Seen:
     return _Seen(pixels, profile, changed=turn is not None or profile == "converted" or not plain)
 
 
-def _orientation(image: Image.Image) -> int:
+def orientation(image: Image.Image) -> int:
     """EXIF's orientation, 1 to 8; 1 where it says nothing that can be read."""
     if image.format in _KEPT and not image.info.keys() & _METADATA:
         return 1

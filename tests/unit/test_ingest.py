@@ -146,7 +146,7 @@ def test_missing_inputs_are_named(tmp_path: Path, images: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="there are no images in"):
         ingest(tmp_path, images=str(tmp_path / "empty"))
-    with pytest.raises(DataError, match="source 'zip' is unknown; there are: coco, folder"):
+    with pytest.raises(DataError, match="source 'zip' is unknown; there are: coco, .*folder, "):
         ingest(tmp_path, images=str(images), source="zip")
     with pytest.raises(DataError, match="coco_captions: 'x' means nothing to the source 'folder'"):
         ingest(tmp_path, images=str(images), coco_captions="x")
@@ -392,7 +392,7 @@ def test_coco_bad_boxes_are_quarantined_or_clipped(tmp_path: Path, images: Path)
             (3, [5, 5, 0, 10]),  # no width
             (3, [5, 5, -3, 10]),  # negative width
             (3, [60.5, 0, 0.2, 10]),  # wholly outside, though by less than a pixel
-            (3, [float("nan"), 0, 5, 5]),
+            (3, [1.7e308, 0, 1.7e308, 5]),  # no sum that a float can hold
             (8, [5, 5, 10, 10]),  # of the class without a name
         ]
     )
@@ -453,7 +453,7 @@ def change(instances: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
         ("annotations.0.bbox", None, r"annotations\[0\]: the key 'bbox' is missing"),
         ("annotations.0.bbox", [1, 2, 3], r"annotations\[0\]: bbox must be \[x, y, width, height\], got \[1, 2, 3\]"),
         ("annotations.0.bbox", [1, 2, 3, "4"], r"annotations\[0\]: bbox must be"),
-        ("annotations.0.bbox", [1, 2, 3, 10**400], r"annotations\[0\]: bbox .* beyond any number"),
+        ("annotations.0.bbox", [1, 2, 3, 10**400], r"not valid JSON in annotations\[0\] \(parse error: integer overflow"),
         ("annotations.0.image_id", 99, r"annotations\[0\]: image_id 99 is not among its images"),
         ("annotations.0.category_id", 99, r"annotations\[0\]: category_id 99 is not among its categories"),
         ("annotations.0", 5, r"annotations\[0\]: expected an object, got int"),
@@ -473,9 +473,9 @@ def test_broken_coco_is_one_line(tmp_path: Path, images: Path, path: str, value:
 
 
 def test_coco_file_that_is_no_json(tmp_path: Path, images: Path) -> None:
-    with pytest.raises(DataError, match=r"instances\.json is not valid JSON \(line 1, column 12"):
+    with pytest.raises(DataError, match=r"instances\.json is not valid JSON in images \(parse error: premature EOF"):
         ingest_coco(tmp_path, images, '{"images": ')
-    with pytest.raises(DataError, match="expected an object in COCO's format, got list"):
+    with pytest.raises(DataError, match="expected an object with images, annotations, categories, got list"):
         ingest_coco(tmp_path, images, [])
     with pytest.raises(DataError, match="name a JSON file of instances"):
         ingest(tmp_path, source="coco", images=str(images))

@@ -6,8 +6,14 @@ from dataclasses import dataclass, fields
 from cloc.config import Config
 from cloc.config.schema import DataConfig
 from cloc.data.ingest.coco import read_coco
+from cloc.data.ingest.flickr30k import read_flickr30k
 from cloc.data.ingest.folder import read_folder
+from cloc.data.ingest.grit import read_grit
+from cloc.data.ingest.lvis import read_lvis
 from cloc.data.ingest.parts import ShardSize, Source
+from cloc.data.ingest.table import read_table
+from cloc.data.ingest.tars import read_tars
+from cloc.data.ingest.visual_genome import read_visual_genome
 from cloc.data.ingest.writer import write_dataset
 from cloc.errors import DataError
 from cloc.stage import StageResult
@@ -95,9 +101,32 @@ def _open_coco(inputs: Inputs, settings: DataConfig) -> Source:
     )
 
 
+def _open_table(inputs: Inputs, settings: DataConfig) -> Source:
+    return read_table(table=inputs.table, images=inputs.images, columns=inputs.columns, size=_size(settings))
+
+
+def _open_tars(inputs: Inputs, settings: DataConfig) -> Source:
+    return read_tars(inputs.tars)
+
+
+def _annotated(read: Callable[..., Source]) -> Reader:
+    """A kind that is a folder of images with annotations in a format of their own."""
+
+    def opened(inputs: Inputs, settings: DataConfig) -> Source:
+        return read(annotations=inputs.annotations, images=inputs.images, only=inputs.only, size=_size(settings))
+
+    return Reader(opened, needs=("annotations", "images"), takes=("only",))
+
+
 READERS: Mapping[str, Reader] = {
     "folder": Reader(_open_folder, needs=("images",), takes=("captions", "columns", "only")),
+    "table": Reader(_open_table, needs=("table",), takes=("images", "columns")),
     "coco": Reader(_open_coco, needs=("images",), takes=("coco_instances", "coco_captions", "only")),
+    "lvis": _annotated(read_lvis),
+    "flickr30k": _annotated(read_flickr30k),
+    "visual_genome": _annotated(read_visual_genome),
+    "grit": _annotated(read_grit),
+    "tars": Reader(_open_tars, needs=("tars",)),
 }
 
 

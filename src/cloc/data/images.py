@@ -80,7 +80,8 @@ def as_seen(image: Image.Image) -> Image.Image:
         OSError: truncated, or pixels without a meaning (32 bits).
         ValueError: broken in another way.
     """
-    return _seen(image).pixels.convert("RGB")
+    pixels = _seen(image).pixels
+    return pixels if pixels.mode == "RGB" else pixels.convert("RGB")
 
 
 def seen_size(body: bytes) -> tuple[int, int] | None:

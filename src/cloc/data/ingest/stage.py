@@ -1,7 +1,8 @@
 """Stage `ingest`: a source of images with their labels becomes one data set by the contract."""
 
+import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 from cloc.config import Config
 from cloc.config.schema import DataConfig
@@ -13,6 +14,7 @@ from cloc.data.ingest.lvis import read_lvis
 from cloc.data.ingest.parts import ShardSize, Source
 from cloc.data.ingest.table import read_table
 from cloc.data.ingest.tars import read_tars
+from cloc.data.ingest.urls import read_urls
 from cloc.data.ingest.visual_genome import read_visual_genome
 from cloc.data.ingest.writer import write_dataset
 from cloc.errors import DataError
@@ -35,6 +37,7 @@ class Inputs:
         columns: names of the columns of `table` or `urls`, as in "image=img,caption=text,key=id".
         only: text file that lists the file names to keep: how a split is cut out.
         not_in: data sets whose images are left out, exact or near-duplicates: those of the evaluation.
+        work: local folder for what a source must fetch first; "" puts it beside the data set.
     """
 
     source: str = "folder"
@@ -49,6 +52,7 @@ class Inputs:
     columns: str = ""
     only: str = ""
     not_in: tuple[str, ...] = ()
+    work: str = ""
 
 
 @dataclass(frozen=True)
@@ -105,6 +109,16 @@ def _open_table(inputs: Inputs, settings: DataConfig) -> Source:
     return read_table(table=inputs.table, images=inputs.images, columns=inputs.columns, size=_size(settings))
 
 
+def _open_urls(inputs: Inputs, settings: DataConfig) -> Source:
+    return read_urls(
+        urls=inputs.urls,
+        columns=inputs.columns,
+        work=inputs.work,
+        images_per_shard=settings.images_per_shard,
+        processes=settings.processes or len(os.sched_getaffinity(0)),
+    )
+
+
 def _open_tars(inputs: Inputs, settings: DataConfig) -> Source:
     return read_tars(inputs.tars)
 
@@ -126,6 +140,7 @@ READERS: Mapping[str, Reader] = {
     "flickr30k": _annotated(read_flickr30k),
     "visual_genome": _annotated(read_visual_genome),
     "grit": _annotated(read_grit),
+    "urls": Reader(_open_urls, needs=("urls",), takes=("columns",)),
     "tars": Reader(_open_tars, needs=("tars",)),
 }
 
@@ -138,7 +153,7 @@ def open_source(inputs: Inputs, settings: DataConfig) -> Source:
     for name in reader.needs:
         if not getattr(inputs, name):
             raise DataError(f"{name}: the source {inputs.source!r} needs it")
-    known = {"source", "not_in", *reader.needs, *reader.takes}
+    known = {"source", "not_in", "work", *reader.needs, *reader.takes}
     for item in fields(inputs):
         value = getattr(inputs, item.name)
         if value and item.name not in known:
@@ -152,6 +167,7 @@ def run(config: Config, *, inputs: Inputs, outputs: Outputs) -> StageResult:
     Raises:
         DataError: an input is missing or broken, two images have one key, or too large a share was quarantined.
     """
+    inputs = replace(inputs, work=inputs.work or f"{outputs.data.rstrip('/')}.downloads")
     source = open_source(inputs, config.data)
     report = write_dataset(source, output=outputs.data, settings=config.data, not_in=tuple(inputs.not_in))
     counts = report.counts

@@ -3,9 +3,10 @@
     cloc data ingest --table laion/ --columns image=jpg,caption=TEXT --out data/train
     cloc data ingest --table "hub/data/train-*" --out data/train
 
-A table is a Parquet file (or an Arrow stream of `datasets`), a folder or `s3://` prefix of Parquet files (its subfolders too; names that begin with "." or
-"_" are left out), a pattern with `*` for some of them, or a folder that `save_to_disk` wrote. Which columns are read,
-and what they may be called, stands in `table_plan`. Captions are of the kind `alt_text`.
+A table is a Parquet file (or an Arrow stream of `datasets`), a folder or `s3://` prefix of Parquet files (its
+subfolders too; names that begin with "." or "_" are left out), a pattern with `*` for some of them, or a folder that
+`save_to_disk` wrote. Which columns are read, and what they may be called, stands in `table_plan`. Captions are of the
+kind `alt_text`.
 
 A shard is a range of rows over one or more files. The process that cuts them reads only what the files say of
 themselves, one file at a time; rows are read by the worker that packs them. Rows before a shard in its row group are

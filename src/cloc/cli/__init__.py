@@ -15,6 +15,7 @@ from cloc.errors import ClocError
 _VERBS = {
     "config": ("cloc.cli.settings", "config"),
     "data": ("cloc.cli.data", "data"),
+    "storage": ("cloc.cli.storage", "storage"),
     "teachers": ("cloc.cli.stages", "teachers"),
     "caption": ("cloc.cli.stages", "caption"),
     "ground": ("cloc.cli.stages", "ground"),

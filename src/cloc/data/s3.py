@@ -1,89 +1,150 @@
 """A data set on an S3 endpoint (MinIO, AWS, any other that speaks the API), through the `minio` SDK.
 
-The environment says where and who; nothing is read when this module is imported:
+The environment says where, who and how long; nothing is read when this module is imported:
 
     AWS_ENDPOINT_URL, else S3_ENDPOINT_URL       http(s)://host[:port]; there is no default
     AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY     both, or neither (anonymous); AWS_SESSION_TOKEN if there is one
     AWS_REGION, else AWS_DEFAULT_REGION          "us-east-1" when unset, which is MinIO's
     SSL_CERT_FILE                                CA bundle, for an endpoint with a private certificate
+    CLOC_S3_PATIENCE                             seconds that a failing request is tried again; 120 when unset
+    CLOC_S3_TIMEOUT                              seconds that a connection may be silent; 30 when unset
+
+`cloc storage check s3://bucket/prefix` tries whether an endpoint will do.
 """
 
+import functools
 import io
 import os
-import random
 import re
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
 import certifi
-import urllib3
 from minio import Minio
-from minio.error import InvalidResponseError, MinioException, S3Error, ServerError
+from minio.error import MinioException
+from minio.helpers import check_bucket_name
+from urllib3.exceptions import HTTPError
 
-from cloc.data.storage import relative_path
+from cloc.data.s3_errors import EXCEPTIONS, Place, broke_off, code_of, explain, no_bucket, replaced
+from cloc.data.s3_http import OutOfPatience, Patience, PatientPool
+from cloc.data.storage import StorageError, Trouble, relative_path
 from cloc.errors import DataError
 
-_MIN_PART, _MAX_PART = 5 << 20, 5 << 30  # of the S3 API, bytes
-_FILE_PART = 16 << 20
+PART_BYTES = 16 << 20
+_MAX_PARTS = 10_000  # of the S3 API
+_UPLOADS = 3
 _READ_BUFFER = 1 << 20
-_READ_ATTEMPTS = 5
-_RETRIES = 6
-_CODE = re.compile(r"<Code>(\w+)</Code>")
-
-_DENIED = {"AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "AllAccessDisabled", "InvalidToken"}
+_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/")
 
 
 class S3Storage:
     """Objects below `s3://bucket/prefix`. A put is atomic on S3, so an object appears whole or not at all.
 
-    Transient failures (5xx, dropped connections) are retried with back-off and jitter. Every other one is a
-    DataError that names the object, the endpoint and the remedy; secrets never stand in it.
+    What may pass (a busy server, a connection that drops or falls silent) is tried again for `CLOC_S3_PATIENCE`
+    seconds, reads from the byte where they broke off. Everything else is a StorageError that names the object, the
+    endpoint and the remedy. It can be pickled and used after a fork; the keys come from the environment each time.
     """
 
-    def __init__(self, url: str) -> None:
-        """Connects to nothing yet. Raises DataError when the URL or the environment is incomplete."""
+    def __init__(self, url: str, *, part_bytes: int = PART_BYTES) -> None:
+        """Connects to nothing yet.
+
+        Args:
+            url: `s3://bucket/prefix`.
+            part_bytes: what is larger than this goes up in parts of this size, 5 MiB or more.
+
+        Raises:
+            DataError: the URL or the environment is incomplete or wrong.
+        """
+        self._given, self._part_bytes = url, part_bytes
         self._bucket, self._prefix = _split(url)
-        self._endpoint = _endpoint(url)
-        self._client = _client(self._endpoint)
+        self._access = _Access.from_environment(url)
+        self._pool, self._client = _connect(self._access)
         self._bucket_seen = False
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return functools.partial(S3Storage, part_bytes=self._part_bytes), (self._given,)
 
     @property
     def url(self) -> str:
         return f"s3://{self._bucket}/{self._prefix}".rstrip("/")
+
+    @property
+    def endpoint(self) -> str:
+        """The server's URL."""
+        return self._access.endpoint
+
+    @property
+    def clock_difference_s(self) -> float | None:
+        """Seconds that the server's clock was ahead of this machine's at its last answer; None before the first."""
+        return self._pool.clock_difference_s
 
     def _name(self, path: str) -> str:
         relative = relative_path(path, root=self.url).as_posix()
         return f"{self._prefix}/{relative}".strip("/") if relative != "." else self._prefix
 
     def open(self, path: str) -> BinaryIO:
-        """A stream over an object: at most 1 MiB of it is in memory. A dropped connection resumes where it broke."""
-        raw = _ObjectStream(self, path, self._name(path))
-        return io.BufferedReader(raw, _READ_BUFFER)
+        """A stream over an object: at most 1 MiB of it is in memory. It goes on where a connection broke."""
+        return io.BufferedReader(_ObjectStream(self, path), _READ_BUFFER)
 
     def read_bytes(self, path: str) -> bytes:
-        with self.open(path) as stream:
-            return stream.read()
-
-    def read_tail(self, path: str, size: int) -> bytes:
-        with self._errors(path):
-            total = self._client.stat_object(self._bucket, self._name(path)).size or 0
-        with _ObjectStream(self, path, self._name(path), offset=max(0, total - size)) as stream:
+        with _ObjectStream(self, path) as stream:
             return stream.readall()
 
-    def write_bytes(self, path: str, body: bytes) -> None:
-        # One part as large as the body makes it a single put.
-        part = min(max(len(body), _MIN_PART), _MAX_PART)
+    def read_range(self, path: str, *, offset: int, size: int) -> bytes:
+        if not size:
+            return b""
+        try:
+            with _ObjectStream(self, path, part=f"bytes={offset}-{offset + size - 1}") as stream:
+                return stream.readall()[stream.before(offset) :][:size]
+        except StorageError as error:
+            if error.trouble is Trouble.OUTSIDE:
+                return b""
+            raise
+
+    def read_tail(self, path: str, size: int) -> bytes:
+        if not size:
+            return b""
+        try:
+            with _ObjectStream(self, path, part=f"bytes=-{size}") as stream:
+                return stream.readall()[-size:]
+        except StorageError as error:
+            if error.trouble is Trouble.OUTSIDE:  # an empty object, and for some servers every smaller one
+                return self.read_bytes(path)
+            raise
+
+    def size(self, path: str) -> int:
         with self._errors(path):
-            self._client.put_object(self._bucket, self._name(path), io.BytesIO(body), len(body), part_size=part)
+            return self._client.stat_object(self._bucket, self._name(path)).size or 0
+
+    def version(self, path: str) -> str:
+        with self._errors(path):
+            found = self._client.stat_object(self._bucket, self._name(path))
+        return f"{found.size} {found.etag}"
+
+    def write_bytes(self, path: str, body: bytes) -> None:
+        self._put(path, lambda: io.BytesIO(body), len(body))
 
     def write_file(self, path: str, source: Path) -> None:
-        with self._errors(path):
-            self._client.fput_object(self._bucket, self._name(path), str(source), part_size=_FILE_PART)
+        self._put(path, lambda: source.open("rb"), source.stat().st_size)
         source.unlink()
+
+    def _put(self, path: str, opened: Callable[[], BinaryIO], size: int) -> None:
+        """Puts what `opened()` reads; in several requests at once where it is larger than a part."""
+        part_bytes = max(self._part_bytes, -(-size // _MAX_PARTS))
+        with self._errors(path):
+            for upload in range(1, _UPLOADS + 1):
+                try:
+                    with opened() as body:
+                        self._client.put_object(self._bucket, self._name(path), body, size, part_size=part_bytes)
+                    return
+                except MinioException as error:
+                    # The answer to "complete" was lost and the server had done it, or it forgot the upload.
+                    if code_of(error) != "NoSuchUpload" or upload == _UPLOADS:
+                        raise
 
     def delete(self, path: str) -> None:
         with self._errors(path):
@@ -93,121 +154,181 @@ class S3Storage:
         with self._errors(path):
             try:
                 self._client.stat_object(self._bucket, self._name(path))
-            except S3Error as error:
-                if error.code not in ("NoSuchKey", "NoSuchObject"):
+            except MinioException as error:
+                if code_of(error) not in ("NoSuchKey", "NoSuchObject"):
                     raise
                 # A HEAD answers 404 alike for a missing object and for a missing bucket.
                 self._check_bucket()
                 return False
         return True
 
-    def list(self, prefix: str) -> list[str]:
+    def walk(self, prefix: str) -> Iterator[str]:
         folder = self._name(prefix)
         start = f"{folder}/" if folder else ""
         skip = len(f"{self._prefix}/") if self._prefix else 0
         with self._errors(prefix):
-            found = self._client.list_objects(self._bucket, prefix=start, recursive=True)
-            return sorted(str(item.object_name)[skip:] for item in found if not item.is_dir)
+            for item in self._client.list_objects(self._bucket, prefix=start, recursive=True):
+                if not item.is_dir:
+                    yield str(item.object_name)[skip:]
+
+    def list(self, prefix: str) -> list[str]:
+        return sorted(self.walk(prefix))
 
     def _check_bucket(self) -> None:
         if not self._bucket_seen and not self._client.bucket_exists(self._bucket):
-            raise DataError(self._no_bucket())
+            raise no_bucket(self._place(""))
         self._bucket_seen = True
 
-    def _no_bucket(self) -> str:
-        return f"{self.url}: there is no bucket {self._bucket!r} at {self._endpoint}; create it or correct the URL"
+    def _place(self, path: str) -> Place:
+        return Place(
+            url=self.url,
+            path=path,
+            bucket=self._bucket,
+            endpoint=self._access.endpoint,
+            region=self._access.region,
+            clock_difference_s=self._pool.clock_difference_s,
+        )
 
     @contextmanager
     def _errors(self, path: str) -> Iterator[None]:
-        """Turns what the SDK and urllib3 raise into DataErrors that name the object."""
+        """Turns what the SDK and its HTTP client raise into errors that name the object."""
         try:
             yield
-        except S3Error as error:
-            raise DataError(self._explain(path, error.code or "", error.message or "")) from None
-        except InvalidResponseError as error:
-            # The SDK takes only application/xml for an answer of S3; some servers send their errors as text/xml.
-            code = _CODE.search(str(error))
-            if code is None:
-                raise DataError(
-                    f"{self.url}/{path}: {self._endpoint} does not answer like S3 ({_line(error)[:200]})"
-                ) from None
-            raise DataError(self._explain(path, code[1], "")) from None
-        except ServerError as error:
-            raise DataError(f"{self.url}/{path}: {self._endpoint} failed ({_line(error)})") from None
-        except urllib3.exceptions.HTTPError as error:
-            raise DataError(f"{self.url}/{path}: {_unreachable(self._endpoint, error)}") from None
-        except (ValueError, MinioException) as error:
-            if isinstance(error, DataError):
-                raise
-            raise DataError(f"{self.url}/{path}: {_line(error)}") from None
-
-    def _explain(self, path: str, code: str, message: str) -> str:
-        if code == "NoSuchBucket":
-            return self._no_bucket()
-        if code in ("NoSuchKey", "NoSuchObject"):
-            return f"{self.url}: there is no {path}"
-        if code in _DENIED:
-            return (
-                f"{self.url}/{path}: access denied by {self._endpoint} ({code}); "
-                "check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the bucket's policy"
-            )
-        if code == "RequestTimeTooSkewed":
-            return f"{self.url}/{path}: this machine's clock differs too much from that of {self._endpoint}; set it"
-        return f"{self.url}/{path}: {self._endpoint} answered {code} {message}".rstrip()
+        except EXCEPTIONS as error:
+            raise explain(error, place=self._place(path)) from None
 
 
 class _ObjectStream(io.RawIOBase):
-    """An object's bytes as they arrive; after a dropped connection it asks for the rest of the same version."""
+    """An object's bytes as they arrive, of all of it or of a Range; after a failure it asks for the rest."""
 
-    def __init__(self, storage: S3Storage, path: str, name: str, *, offset: int = 0) -> None:
-        self._storage, self._path, self._name = storage, path, name
-        self._offset, self._version = offset, ""
+    def __init__(self, storage: S3Storage, path: str, *, part: str = "") -> None:
+        self._storage, self._path, self._name = storage, path, storage._name(path)
+        self._part, self._version = part, ""
         self._response = self._request()
         self._version = self._response.headers.get("ETag", "")
+        found = _CONTENT_RANGE.match(self._response.headers.get("Content-Range", ""))
+        self._offset, self._end = (int(found[1]), found[2]) if found and self._response.status == 206 else (0, "")
+        self._start = self._offset
+
+    def before(self, offset: int) -> int:
+        """How many bytes come before byte `offset` of the object: a server may answer a range with all of it."""
+        return offset - self._start
 
     def _request(self) -> Any:
         storage = self._storage
-        same: Mapping[str, str] = {"If-Match": self._version} if self._version else {}
+        headers = {name: text for name, text in (("Range", self._part), ("If-Match", self._version)) if text}
         with storage._errors(self._path):
-            return storage._client.get_object(
-                storage._bucket, self._name, offset=self._offset, request_headers=dict(same)
-            )
+            return storage._client.get_object(storage._bucket, self._name, request_headers=dict(headers))
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
-        for attempt in range(1, _READ_ATTEMPTS + 1):
+        patience = Patience(self._storage._pool.patience_s)
+        while True:
             try:
                 # read1: what has arrived counts, also when the connection breaks before the buffer is full.
-                body: bytes = self._response.read1(len(buffer))
-            except urllib3.exceptions.HTTPError as error:
-                self._release()
-                if attempt == _READ_ATTEMPTS:
-                    where = f"{self._storage.url}/{self._path}"
-                    raise DataError(f"{where}: reading broke off at byte {self._offset} ({_line(error)})") from None
-                time.sleep(0.1 * 2**attempt * random.uniform(0.5, 1.0))  # noqa: S311 (jitter)
-                self._response = self._request()
+                body: bytes = self._response.read1(len(buffer), decode_content=False)
+            except HTTPError as error:
+                self._response.close()
+                self._resume(patience, error)
                 continue
             buffer[: len(body)] = body
             self._offset += len(body)
             return len(body)
-        raise AssertionError("unreachable")
 
-    def _release(self) -> None:
-        self._response.close()
-        self._response.release_conn()
+    def _resume(self, patience: Patience, error: HTTPError) -> None:
+        place = self._storage._place(self._path)
+        try:
+            patience.pause(error)
+        except OutOfPatience as end:
+            raise broke_off(place, offset=self._offset, error=end) from None
+        self._part = f"bytes={self._offset}-{self._end}"
+        self._response = self._request()
+        if self._response.headers.get("ETag", "") != self._version:
+            raise replaced(place)  # not every server heeds If-Match
+        if self._offset and not self._response.headers.get("Content-Range", "").startswith(f"bytes {self._offset}-"):
+            raise StorageError(
+                f"{place}: reading broke off at byte {self._offset}, and {place.endpoint} cannot go on from there: "
+                "it answers a Range with the whole object; use a server or proxy that has ranged reads"
+            )
 
     def close(self) -> None:
         if not self.closed and hasattr(self, "_response"):
-            self._release()
+            self._response.close()
+            self._response.release_conn()
         super().close()
+
+
+@dataclass(frozen=True)
+class _Access:
+    """Where, who and how long, from the environment."""
+
+    endpoint: str
+    region: str
+    patience_s: float
+    silence_s: float
+    authority: str
+    access_key: str | None = None
+    secret_key: str | None = field(default=None, repr=False)
+    session_token: str | None = field(default=None, repr=False)
+
+    @classmethod
+    def from_environment(cls, url: str) -> "_Access":
+        environment = os.environ
+        access, secret = environment.get("AWS_ACCESS_KEY_ID"), environment.get("AWS_SECRET_ACCESS_KEY")
+        if bool(access) != bool(secret):
+            missing = "AWS_SECRET_ACCESS_KEY" if access else "AWS_ACCESS_KEY_ID"
+            raise DataError(
+                f"S3 credentials are incomplete: {missing} is not set; set both, or neither for anonymous access"
+            )
+        authority = environment.get("SSL_CERT_FILE")
+        if authority and not Path(authority).is_file():
+            raise DataError(f"SSL_CERT_FILE: there is no file {authority}; name a CA bundle or unset it")
+        return cls(
+            endpoint=_endpoint(url),
+            region=environment.get("AWS_REGION") or environment.get("AWS_DEFAULT_REGION") or "us-east-1",
+            patience_s=_seconds(environment, "CLOC_S3_PATIENCE", default=120.0, least=0.0),
+            silence_s=_seconds(environment, "CLOC_S3_TIMEOUT", default=30.0, least=0.1),
+            authority=authority or certifi.where(),
+            access_key=access or None,
+            secret_key=secret or None,
+            session_token=environment.get("AWS_SESSION_TOKEN") or None,
+        )
+
+
+@functools.cache
+def _connect(access: _Access) -> tuple[PatientPool, Minio]:
+    """The connections to an endpoint, which all storages of this process share."""
+    parts = urlsplit(access.endpoint)
+    pool = PatientPool(patience_s=access.patience_s, silence_s=access.silence_s, authority=access.authority)
+    try:
+        client = Minio(
+            parts.netloc,
+            access_key=access.access_key,
+            secret_key=access.secret_key,
+            session_token=access.session_token,
+            secure=parts.scheme == "https",
+            region=access.region,
+            http_client=pool,
+        )
+    except ValueError as error:
+        raise DataError(f"AWS_ENDPOINT_URL, AWS_REGION: {access.endpoint}, {access.region}: {error}") from None
+    return pool, client
 
 
 def _split(url: str) -> tuple[str, str]:
     bucket, _, prefix = url.removeprefix("s3://").partition("/")
     if not bucket:
         raise DataError(f"{url}: the bucket is missing; write s3://bucket/prefix")
+    try:
+        check_bucket_name(bucket)
+    except ValueError as error:
+        reason = "is too short" if len(bucket) < 3 else "is too long" if len(bucket) > 63 else f"is wrong ({error})"
+        raise DataError(
+            f"{url}: the bucket's name {bucket!r} {reason}; such names have 3 to 63 lower-case letters, digits, "
+            "'-' and '.'"
+        ) from None
     prefix = relative_path(prefix.strip("/"), root=url).as_posix() if prefix.strip("/") else ""
     return bucket, prefix
 
@@ -224,53 +345,12 @@ def _endpoint(url: str) -> str:
     return f"{parts.scheme}://{parts.netloc}"
 
 
-def _client(endpoint: str) -> Minio:
-    access, secret = os.environ.get("AWS_ACCESS_KEY_ID"), os.environ.get("AWS_SECRET_ACCESS_KEY")
-    if bool(access) != bool(secret):
-        missing = "AWS_SECRET_ACCESS_KEY" if access else "AWS_ACCESS_KEY_ID"
-        raise DataError(
-            f"S3 credentials are incomplete: {missing} is not set; set both, or neither for anonymous access"
-        )
-    authority = os.environ.get("SSL_CERT_FILE")
-    if authority and not Path(authority).is_file():
-        raise DataError(f"SSL_CERT_FILE: there is no file {authority}; name a CA bundle or unset it")
-    parts = urlsplit(endpoint)
+def _seconds(environment: Mapping[str, str], name: str, *, default: float, least: float) -> float:
+    text = environment.get(name, "")
     try:
-        return Minio(
-            parts.netloc,
-            access_key=access or None,
-            secret_key=secret or None,
-            session_token=os.environ.get("AWS_SESSION_TOKEN") or None,
-            secure=parts.scheme == "https",
-            region=os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1",
-            http_client=_http(authority or certifi.where()),
-        )
-    except ValueError as error:
-        raise DataError(f"AWS_ENDPOINT_URL: {endpoint}: {_line(error)}") from None
-
-
-def _http(authority: str) -> urllib3.PoolManager:
-    # Few attempts to connect, so that a wrong endpoint is told in seconds; more for a server that is busy.
-    retries = urllib3.Retry(
-        total=_RETRIES,
-        connect=min(_RETRIES, 3),
-        backoff_factor=0.25,
-        backoff_jitter=0.25,
-        status_forcelist=(500, 502, 503, 504),
-    )
-    return urllib3.PoolManager(
-        timeout=urllib3.Timeout(connect=10, read=60), maxsize=10, ca_certs=authority, retries=retries
-    )
-
-
-def _unreachable(endpoint: str, error: urllib3.exceptions.HTTPError) -> str:
-    cause = error.reason if isinstance(error, urllib3.exceptions.MaxRetryError) and error.reason else error
-    if isinstance(cause, urllib3.exceptions.SSLError):
-        return f"the certificate of {endpoint} is not trusted; name its CA bundle in SSL_CERT_FILE"
-    if isinstance(cause, urllib3.exceptions.ResponseError):
-        return f"{endpoint} keeps failing ({_line(cause)}); try again later"
-    return f"cannot reach {endpoint} ({_line(cause)}); check AWS_ENDPOINT_URL and that the server runs"
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())
+        seconds = float(text) if text else default
+    except ValueError:
+        seconds = -1.0
+    if not least <= seconds < float("inf"):
+        raise DataError(f"{name}: expected seconds from {least:g} on, got {text!r}")
+    return seconds

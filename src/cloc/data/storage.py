@@ -3,17 +3,48 @@
 Paths inside a `Storage` are relative and use "/". An object appears whole or not at all.
 """
 
+import errno
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, Protocol
 
 from cloc.errors import DataError
 
+_TEMPORARY = ".tmp-"
+
+
+class Trouble(StrEnum):
+    """What is wrong with a storage, for code that must tell causes apart; people read the error's message."""
+
+    UNREACHABLE = "unreachable"
+    NOT_S3 = "not S3"
+    CERTIFICATE = "certificate"
+    DENIED = "denied"
+    CLOCK = "clock"
+    REGION = "region"
+    NO_BUCKET = "no bucket"
+    NO_OBJECT = "no object"
+    OUTSIDE = "outside the object"
+    FULL = "full"
+    FAILING = "failing"
+    OTHER = "other"
+
+
+class StorageError(DataError):
+    """A storage cannot do what was asked; the message names the object, the place, and what to do."""
+
+    def __init__(self, message: str, trouble: Trouble = Trouble.OTHER) -> None:
+        super().__init__(message)
+        self.trouble = trouble
+
 
 class Storage(Protocol):
-    """A tree of immutable objects under a root."""
+    """A tree of immutable objects under a root. What goes wrong is a StorageError (a DataError)."""
 
     @property
     def url(self) -> str:
@@ -25,8 +56,17 @@ class Storage(Protocol):
     def read_bytes(self, path: str) -> bytes:
         """A whole object. Raises DataError when there is none."""
 
+    def read_range(self, path: str, *, offset: int, size: int) -> bytes:
+        """`size` bytes of an object from byte `offset` on, fewer where it ends before. DataError when there is none."""
+
     def read_tail(self, path: str, size: int) -> bytes:
         """The last `size` bytes of an object, all of a smaller one. Raises DataError when there is none."""
+
+    def size(self, path: str) -> int:
+        """Bytes of an object. Raises DataError when there is none."""
+
+    def version(self, path: str) -> str:
+        """A text that changes with the object: its size with its time or ETag. Raises DataError when there is none."""
 
     def write_bytes(self, path: str, body: bytes) -> None:
         """Writes an object whole, replacing what was there."""
@@ -39,6 +79,9 @@ class Storage(Protocol):
 
     def exists(self, path: str) -> bool:
         """Whether there is such an object."""
+
+    def walk(self, prefix: str) -> Iterator[str]:
+        """Paths of the objects below a folder in sorted order, as they are found: however many, few are in memory."""
 
     def list(self, prefix: str) -> list[str]:
         """Paths of the objects below a folder, sorted."""
@@ -66,49 +109,111 @@ class FolderStorage:
         return self._root / relative_path(path, root=str(self._root))
 
     def open(self, path: str) -> BinaryIO:
-        try:
+        with self._errors(path):
             return self._path(path).open("rb")
-        except FileNotFoundError:
-            raise DataError(f"{self._root}: there is no {path}") from None
 
     def read_bytes(self, path: str) -> bytes:
-        with self.open(path) as stream:
-            return stream.read()
+        with self._errors(path):
+            return self._path(path).read_bytes()
+
+    def read_range(self, path: str, *, offset: int, size: int) -> bytes:
+        with self._errors(path), self._path(path).open("rb") as stream:
+            stream.seek(offset)
+            return stream.read(size)
 
     def read_tail(self, path: str, size: int) -> bytes:
-        with self.open(path) as stream:
+        with self._errors(path), self._path(path).open("rb") as stream:
             stream.seek(max(0, stream.seek(0, os.SEEK_END) - size))
             return stream.read()
 
+    def size(self, path: str) -> int:
+        with self._errors(path):
+            return self._path(path).stat().st_size
+
+    def version(self, path: str) -> str:
+        with self._errors(path):
+            found = self._path(path).stat()
+        return f"{found.st_size} {found.st_mtime_ns}"
+
     def write_bytes(self, path: str, body: bytes) -> None:
-        target = self._path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(dir=target.parent, prefix=".tmp-")
-        try:
-            with os.fdopen(descriptor, "wb") as stream:
-                stream.write(body)
-            Path(temporary).chmod(0o644)
-            Path(temporary).replace(target)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        with self._errors(path), self._replacing(path) as temporary:
+            temporary.write_bytes(body)
 
     def write_file(self, path: str, source: Path) -> None:
+        with self._errors(path), self._replacing(path) as temporary:
+            shutil.move(source, temporary)
+
+    @contextmanager
+    def _replacing(self, path: str) -> Iterator[Path]:
+        """A temporary file beside the object, which becomes the object when the block ends well."""
         target = self._path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".tmp-{os.getpid()}-{target.name}")
-        shutil.move(source, temporary)
-        temporary.replace(target)
+        descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=_TEMPORARY)
+        os.close(descriptor)
+        temporary = Path(name)
+        try:
+            yield temporary
+            temporary.chmod(0o644)
+            temporary.replace(target)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
 
     def delete(self, path: str) -> None:
-        self._path(path).unlink(missing_ok=True)
+        with self._errors(path):
+            self._path(path).unlink(missing_ok=True)
 
     def exists(self, path: str) -> bool:
         return self._path(path).is_file()
 
+    def walk(self, prefix: str) -> Iterator[str]:
+        with self._errors(prefix):
+            for item in _walk(self._path(prefix)):
+                yield item.relative_to(self._root).as_posix()
+
     def list(self, prefix: str) -> list[str]:
-        found = (item for item in self._path(prefix).rglob("*") if item.is_file() and not item.name.startswith(".tmp-"))
-        return sorted(item.relative_to(self._root).as_posix() for item in found)
+        return list(self.walk(prefix))
+
+    @contextmanager
+    def _errors(self, path: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise self._explain(error, path) from None
+
+    def _explain(self, error: OSError, path: str) -> StorageError:
+        where = f"{self._root}/{path}"
+        if isinstance(error, FileNotFoundError):
+            return StorageError(f"{self._root}: there is no {path}", Trouble.NO_OBJECT)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            return StorageError(f"{where}: {error.strerror}; free some space or choose another folder", Trouble.FULL)
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            return StorageError(
+                f"{where}: {error.strerror}; give this user the right to it, or choose another folder",
+                Trouble.DENIED,
+            )
+        if error.errno in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
+            return StorageError(f"{where}: {error.strerror}; a file and a folder are in each other's way there")
+        return StorageError(f"{where}: {error.strerror or error}")
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """Files below a folder in the order of their paths, one folder's names in memory at a time."""
+    try:
+        with os.scandir(folder) as found:
+            # A folder's files sort behind "name/", as in the paths themselves.
+            items = sorted(
+                (f"{item.name}/" if item.is_dir(follow_symlinks=False) else item.name, item.is_file())
+                for item in found
+                if not item.name.startswith(_TEMPORARY)
+            )
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    for name, is_file in items:
+        if is_file:
+            yield folder / name
+        elif name.endswith("/"):
+            yield from _walk(folder / name)
 
 
 def open_storage(url: str | Path) -> Storage:

@@ -201,26 +201,99 @@ class GroundingConfig(Section):
 
 
 class ValidationConfig(Section):
-    """Stage: the gate between labelling and training."""
+    """Stage: the gate between labelling and training. Shares are of what the check looks at: rows, images, captions."""
 
+    warn: Names = ()
+    """Checks that only warn, by id ("set/repeated_captions") or by a prefix that ends in "/" ("captions/")."""
+    fail: Names = ()
+    """Checks that end the pipeline, likewise; the longer name wins over the shorter, and either over the default."""
+    mostly: Share = 0.999
+    """Least share of rows that must keep a row-wise rule which has no limit of its own."""
     min_images: Positive = 100
     """Fewer images fail the gate."""
+    max_quarantined: Share = 0.05
+    """Largest share of quarantined images."""
+    max_empty_shards: Share = 0.0
+    """Largest share of shards (of 20 images or more) whose captions or regions are empty."""
+    max_repeated_keys: Share = 0.0
+    """Largest share of images whose key occurs again in the set."""
+    max_duplicate_images: Share = 0.1
+    """Largest share of images that occur earlier in the set, equal or nearly."""
+    max_leaked_images: Share = 0.0
+    """Largest share of images that occur in a test split of the collection, equal or nearly."""
     min_caption_coverage: Share = 0.95
     """Least share of images with a caption that is not the alt-text."""
+    min_caption_words: NonNegative = 2
+    """Shorter captions are a fault, words."""
+    max_caption_words: Positive = 300
+    """Longer captions are a fault, words."""
+    max_duplicate_captions: Share = 0.5
+    """Largest share of one and the same caption."""
+    max_repeated_captions: Share = 0.25
+    """Largest share of captions whose text occurs more than once in the set."""
+    max_garbled: Share = 0.005
+    """Largest share of texts in a wrong encoding, or with replacement characters."""
+    max_markup: Share = 0.01
+    """Largest share of texts with control characters, markup or web addresses."""
+    max_incomplete: Share = 0.02
+    """Largest share of captions that end in the middle."""
+    max_length_pileup: Share = 0.1
+    """Largest share of (different) captions of exactly the greatest length, where that is no short one."""
+    language: str = ""
+    """Language that captions are in, as an ISO 639-1 code ("en"); empty takes any."""
+    min_language: Share = 0.9
+    """Least share of a sample of captions that are in that language."""
     min_region_coverage: Share = 0.5
     """Least share of images with at least one region."""
     min_regions_per_image: Annotated[float, Field(ge=0)] = 1.0
     """Least mean number of regions an image."""
-    max_caption_words: Positive = 300
-    """Longer captions are a fault."""
-    max_duplicate_captions: Share = 0.5
-    """Largest share of one and the same caption."""
-    max_quarantined: Share = 0.05
-    """Largest share of quarantined images."""
-    mostly: Share = 0.999
-    """Share of rows that must meet each row-wise expectation."""
+    max_region_words: Positive = 77
+    """Longer texts of regions are a fault, words."""
+    max_small_boxes: Share = 0.05
+    """Largest share of boxes with a shorter side than `grounding.min_box_side`."""
+    max_pixel_boxes: Share = 0.0
+    """Largest share of boxes that look like pixels: a coordinate of 2 or more."""
+    max_same_box: Share = 0.3
+    """Largest share of one and the same box."""
+    max_whole_image_boxes: Share = 0.5
+    """Largest share of boxes that cover their image."""
+    max_side_bias: Share = 0.1
+    """How much larger the share of boxes that touch the left border may be than that of the right one, or the other way
+    round; and how far from the middle of its image the mean box may be, horizontally."""
+    max_vertical_bias: Share = 0.3
+    """How much larger the share of boxes that touch the upper border may be than that of the lower one, or the other way
+    round."""
+    max_same_score: Share = 0.9
+    """Largest share of one and the same score among detected regions."""
+    max_region_text: Share = 0.5
+    """Largest share of one and the same text of a region."""
+    max_label: Share = 0.9
+    """Largest share of one class among regions with a class."""
+    min_effective_texts: Annotated[float, Field(ge=0)] = 3.0
+    """Least effective number of texts of regions: one over the sum of squared shares."""
+    min_phrase_support: Share = 0.5
+    """Least share of detected regions whose text occurs in a text of its image."""
+    min_phrase_lift: Share = 0.03
+    """How much more often the texts of regions must occur in texts of their own image than in the next one's."""
+    reference: str = ""
+    """Folder or URL of another validation's report, or of its validation.json, that the data must look like; empty
+    compares with nothing."""
+    max_drift: Share = 0.1
+    """Largest Jensen-Shannon distance from the reference, a histogram (0 is equal, 1 is disjoint)."""
+    max_mean_drift: Annotated[float, Field(ge=0)] = 0.25
+    """How far a mean may be from the reference's, in its standard deviations."""
     processes: NonNegative = 0
-    """Processes that check shards; 0 takes one a core."""
+    """Processes that check shards; 0 takes one a core. The findings are the same whatever their number."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "ValidationConfig":
+        if both := sorted(set(self.warn) & set(self.fail)):
+            raise ValueError(f"warn and fail both name {both[0]!r}; leave it in one of them")
+        if self.min_caption_words > self.max_caption_words:
+            raise ValueError(
+                f"min_caption_words {self.min_caption_words} is above max_caption_words {self.max_caption_words}"
+            )
+        return self
 
 
 class TowerConfig(Section):

@@ -2,8 +2,9 @@
 
 import io
 import warnings
+from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,13 @@ from cloc.data.schema import Shard, Table
 from cloc.data.shards import Sample
 from cloc.data.storage import Storage
 from cloc.errors import DataError
+from cloc.validation.texts import normalised
+
+SHARD, ROW = "_shard", "_row"
+"""Columns that say where a row stands, once tables of several shards are put together."""
 
 _BOX = ["x1", "y1", "x2", "y2"]
+_SUFFIXES = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}
 
 
 @dataclass(frozen=True)
@@ -26,9 +32,13 @@ class ShardFrames:
 
     Attributes:
         name: the shard's name.
-        images: key, suffix, width, height, side, pixels (NaN where it cannot be opened), has_caption, n_regions.
-        captions: the contract's columns, and words, images_with_key.
-        regions: the contract's columns, and words, images_with_key, finite (coordinates), side (share of the image).
+        images: key, suffix, format (the suffix that the file's header asks for), width, height, side, pixels (missing
+            where it cannot be opened), has_caption, n_regions.
+        captions: the contract's columns, and words, images_with_key, described (the text; missing for an alt-text and
+            where there is none), described_words.
+        regions: the contract's columns, and words, images_with_key, described (the text; missing where there is none),
+            finite (coordinates), side (share of the image), detected (by a model, not by people), supported (its text
+            occurs in a text of its image), supported_next (in one of the next image).
         lost: images of the shard that a labelling stage quarantined and left without caption or region.
     """
 
@@ -41,10 +51,12 @@ class ShardFrames:
 
 @dataclass(frozen=True)
 class ImageSize:
-    """Pixels, or None where the file's header cannot be read."""
+    """Pixels, or None where the file's header cannot be read; `format` is the suffix it asks for, "" when it has none
+    of its own in a data set."""
 
     width: int | None
     height: int | None
+    format: str | None = None
 
 
 def load_shard(dataset: Dataset, shard: Shard, *, watch: Callable[[Sample], None] | None = None) -> ShardFrames:
@@ -59,9 +71,11 @@ def load_shard(dataset: Dataset, shard: Shard, *, watch: Callable[[Sample], None
         DataError: the shard is empty or holds another number of images than the manifest says, or a table is missing.
     """
     rows: list[dict[str, Any]] = []
+    alt_texts: list[str] = []
     for sample in dataset.read_samples(shard):
-        size = image_size(sample.image)
-        rows.append({"key": sample.key, "suffix": sample.suffix, "width": size.width, "height": size.height})
+        rows.append({"key": sample.key, "suffix": sample.suffix, **asdict(image_size(sample.image))})
+        alt_text = sample.meta.get("alt_text")
+        alt_texts.append(alt_text if isinstance(alt_text, str) else "")
         if watch is not None:
             watch(sample)
     images = pd.DataFrame(rows).astype({"width": "float64", "height": "float64"})
@@ -71,9 +85,12 @@ def load_shard(dataset: Dataset, shard: Shard, *, watch: Callable[[Sample], None
     for frame in (captions, regions):
         frame["images_with_key"] = frame["key"].map(counts).fillna(0).astype("int64")
         frame["text"] = frame["text"].fillna("")
-        frame["words"] = frame["text"].str.split().str.len().astype("int64")
+        frame["words"] = [len(text.split()) for text in frame["text"]]
     captions["kind"] = captions["kind"].fillna("")
+    captions["described"] = captions["text"].where((captions["kind"] != "alt_text") & (captions["words"] > 0))
+    captions["described_words"] = captions["words"].where(captions["described"].notna())
     _derive_regions(regions)
+    _derive_support(regions, captions=captions, keys=images["key"], alt_texts=pd.Series(alt_texts, dtype="str"))
     _derive_images(images, captions=captions, regions=regions)
     return ShardFrames(shard.name, images, captions, regions, lost=_lost(dataset, shard, images))
 
@@ -87,7 +104,7 @@ def image_size(body: bytes) -> ImageSize:
             image = Image.open(io.BytesIO(body))
     except (Image.DecompressionBombError, UnidentifiedImageError, OSError, ValueError, SyntaxError):
         return ImageSize(width=None, height=None)
-    return ImageSize(width=image.width, height=image.height)
+    return ImageSize(width=image.width, height=image.height, format=_SUFFIXES.get(image.format or "", ""))
 
 
 def _labels(storage: Storage, table: Table, shard: Shard, *, stage: str) -> pd.DataFrame:
@@ -103,8 +120,25 @@ def _derive_regions(regions: pd.DataFrame) -> None:
     box = regions[_BOX].to_numpy(dtype=np.float64, na_value=np.nan)
     regions[_BOX] = box
     regions["finite"] = np.isfinite(box).sum(axis=1)
+    regions["detected"] = (regions["source"].fillna("") != "human").astype(bool)
+    regions["described"] = regions["text"].where(regions["words"] > 0)
     with np.errstate(invalid="ignore"):
         regions["side"] = np.minimum(box[:, 2] - box[:, 0], box[:, 3] - box[:, 1])
+
+
+def _derive_support(regions: pd.DataFrame, *, captions: pd.DataFrame, keys: pd.Series, alt_texts: pd.Series) -> None:
+    """Whether the texts of regions occur in the texts of their image, and, to compare with, of the shard's next one."""
+    said: dict[str, str] = defaultdict(str)
+    for key, text in (
+        *zip(captions["key"], normalised(captions["text"]), strict=True),
+        *zip(keys, normalised(alt_texts), strict=True),
+    ):
+        said[key] += text
+    following = dict(zip(keys, [*keys[1:], *keys[:1]], strict=True))
+    texts = normalised(regions["text"])
+    pairs = list(zip(regions["key"], texts, strict=True))
+    regions["supported"] = [text in said[key] if key in following else False for key, text in pairs]
+    regions["supported_next"] = [text in said[following[key]] if key in following else False for key, text in pairs]
 
 
 def _derive_images(images: pd.DataFrame, *, captions: pd.DataFrame, regions: pd.DataFrame) -> None:

@@ -1,6 +1,6 @@
 """What a check found: counts summed over shards, a few examples, and how bad it is. Plain data, no libraries."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -41,6 +41,16 @@ class Tally:
         self.elements += elements
         self.unexpected += unexpected
         self.examples = [*self.examples, *examples][:EXAMPLES]
+
+    def merge(self, other: "Tally") -> None:
+        """Adds what was summed over later shards."""
+        self.add(elements=other.elements, unexpected=other.unexpected, examples=other.examples)
+
+    @classmethod
+    def from_json(cls, body: Mapping[str, Any]) -> "Tally":
+        """The inverse of `dataclasses.asdict`."""
+        examples = [Example(**example) for example in body["examples"]]
+        return cls(elements=body["elements"], unexpected=body["unexpected"], examples=examples)
 
 
 @dataclass(frozen=True)

@@ -1,33 +1,32 @@
 """Stage: validation, the gate between labelling and training.
 
-Reads the data set shard by shard, runs the suites of `checks` and writes a report; a failing check then stops the
-pipeline with GateFailed. Memory is that of a batch of rows and of one shard,
+Reads the data set shard by shard, in several processes, runs the suites and writes a report; a check of level "fail"
+that is not kept then stops the pipeline with GateFailed. Memory is that of a batch of rows and of one shard, a process,
 whatever the size of the set.
 """
 
-import sys
-import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+import yaml
 
 from cloc.config import Config
 from cloc.data.dataset import Dataset, resolve_split
 from cloc.errors import DataError, GateFailed
 from cloc.stage import StageResult
-from cloc.validation.checks import all_checks, caption_checks, image_checks, region_checks, set_checks
 from cloc.validation.console import print_verdict
 from cloc.validation.docs import build_docs
-from cloc.validation.engine import Engine
-from cloc.validation.frames import ShardFrames, load_shard
-from cloc.validation.gallery import RandomSamples, draw_findings
-from cloc.validation.report import DOCS_FILE, JSON_FILE, PAGE_FILE, Report, counts
-from cloc.validation.results import CheckResult, failures_first
+from cloc.validation.drift import Reference
+from cloc.validation.engine import Engine, verdict
+from cloc.validation.gallery import draw_findings
+from cloc.validation.languages import language_share
+from cloc.validation.passes import check_shards
+from cloc.validation.report import DOCS_FILE, JSON_FILE, PAGE_FILE, Report, Source, counts
+from cloc.validation.results import Tally
+from cloc.validation.suites import suites
 from cloc.validation.summary import Summary
 
 NAME = "validation"
-_SAMPLES = 6
-_PROGRESS_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -62,26 +61,34 @@ def run(config: Config, *, inputs: Inputs, outputs: Outputs) -> StageResult:
     dataset = Dataset.open(url, captions=inputs.captions, regions=inputs.regions)
     if not dataset.manifest.images:
         raise DataError(f"{url}: the data set has no images; check what was ingested")
-    engine = Engine()
-    passing = _check_shards(config, dataset, engine)
-    folder = Path(outputs.report)
-    numbers = passing.summary.numbers()
-    results = [*engine.check_set(set_checks(config), numbers), *passing.results]
+    checks = suites(config)
+    reference = Reference.load(config.validation.reference) if config.validation.reference else None
+    passing = check_shards(config, dataset)
+    summary, folder = passing.sums.summary, Path(outputs.report)
+    summary.extra |= _further_numbers(config, summary, reference)
+    rows = [verdict(check, passing.sums.tallies.get(check.id, Tally())) for check in checks.rows]
+    results = [*Engine().check_set(checks.data_set, summary.numbers()), *rows]
     findings = draw_findings(config, dataset, results)
     report = Report(
-        data=url,
-        results=tuple(failures_first(results)),
-        summary=passing.summary,
-        findings=tuple(findings),
+        source=_source(config, inputs),
+        results=tuple(results),
+        summary=summary,
+        findings=findings,
         samples=tuple(passing.samples.pictures()),
     )
-    build_docs(folder, checks=all_checks(config), results=results)
+    build_docs(folder, checks=checks.all, results=results)
     report.write(folder)
     print_verdict(report, folder)
     result = _result(report, folder)
     if report.failed:
         raise GateFailed(_reason(report, folder), result=result)
     return result
+
+
+def _source(config: Config, inputs: Inputs) -> Source:
+    sections = {name: getattr(config, name).model_dump(mode="json") for name in ("data", "validation")}
+    settings = yaml.safe_dump(sections, sort_keys=False, allow_unicode=True)
+    return Source(data=inputs.data, captions=inputs.captions, regions=inputs.regions, settings=settings)
 
 
 def _result(report: Report, folder: Path) -> StageResult:
@@ -103,46 +110,15 @@ def _result(report: Report, folder: Path) -> StageResult:
     )
 
 
-@dataclass(frozen=True)
-class Pass:
-    """What one pass over the shards gives."""
-
-    results: list[CheckResult]
-    summary: Summary
-    samples: RandomSamples
-
-
-def _check_shards(config: Config, dataset: Dataset, engine: Engine) -> Pass:
-    mostly = config.validation.mostly
-    images = engine.table_suite(table="images", checks=image_checks(config), mostly=mostly)
-    captions = engine.table_suite(table="captions", checks=caption_checks(config), mostly=mostly)
-    regions = engine.table_suite(table="regions", checks=region_checks(config), mostly=mostly)
-    summary = Summary(refused=dataset.manifest.quarantined)
-    samples = RandomSamples(size=_SAMPLES, max_pixels=config.data.max_pixels)
-    for frames in _progress(_load_shards(dataset, samples), dataset=dataset):
-        images.add(frames.images, shard=frames.name)
-        captions.add(frames.captions, shard=frames.name)
-        regions.add(frames.regions, shard=frames.name)
-        summary.add(frames)
-    return Pass([*images.results(), *captions.results(), *regions.results()], summary, samples)
-
-
-def _load_shards(dataset: Dataset, samples: RandomSamples) -> Iterator[ShardFrames]:
-    for shard in dataset.manifest.shards:
-        frames = load_shard(dataset, shard, watch=samples.offer)
-        samples.draw(frames)
-        yield frames
-
-
-def _progress(shards: Iterator[ShardFrames], *, dataset: Dataset) -> Iterator[ShardFrames]:
-    total, started = len(dataset.manifest.shards), time.monotonic()
-    printed = started
-    for number, frames in enumerate(shards, start=1):
-        yield frames
-        now = time.monotonic()
-        if now - printed >= _PROGRESS_SECONDS:
-            printed = now
-            print(f"{NAME}: shard {number} of {total}, {now - started:.0f} s", file=sys.stderr, flush=True)
+def _further_numbers(config: Config, summary: Summary, reference: Reference | None) -> dict[str, float]:
+    """Numbers that need more than the sums, or something to compare them with."""
+    found: dict[str, float] = {}
+    if config.validation.language:
+        share = language_share(summary.sample, code=config.validation.language)
+        found |= {} if share is None else {"language_share": share}
+    if reference is not None:
+        found |= reference.numbers_of(summary)
+    return found
 
 
 def _reason(report: Report, folder: Path) -> str:

@@ -1,0 +1,184 @@
+"""One pass over the shards, in one or several processes, in memory that does not grow with their number.
+
+The unit of work is a block: a few shards in a row, always the same ones. A block gives sums; sums of blocks are merged
+in the blocks' order. So what comes out does not depend on how many processes worked, to the last bit.
+"""
+
+import os
+import sys
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass, field
+from multiprocessing import get_context
+from typing import Any
+
+from cloc.config import Config
+from cloc.data.dataset import Dataset
+from cloc.data.schema import Manifest, Shard
+from cloc.data.storage import open_storage
+from cloc.errors import ClocError
+from cloc.validation.engine import Engine
+from cloc.validation.frames import load_shard
+from cloc.validation.gallery import RandomSamples
+from cloc.validation.results import Tally
+from cloc.validation.suites import suites
+from cloc.validation.summary import Summary
+
+_BLOCK_IMAGES = 10_000
+_SAMPLES = 6
+_PROGRESS_SECONDS = 5.0
+_AHEAD = 2  # blocks a process that are given out before they are asked for
+
+
+@dataclass
+class Sums:
+    """What some shards came to: sums whose size does not depend on their number.
+
+    Attributes:
+        tallies: of the row-wise checks, by id.
+        summary: numbers of the set.
+    """
+
+    tallies: dict[str, Tally] = field(default_factory=dict)
+    summary: Summary = field(default_factory=Summary)
+
+    def merge(self, other: "Sums") -> None:
+        """Adds the sums of later shards."""
+        for check, tally in other.tallies.items():
+            self.tallies.setdefault(check, Tally()).merge(tally)
+        self.summary.merge(other.summary)
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON values that `from_json` takes."""
+        tallies = {check: asdict(tally) for check, tally in self.tallies.items()}
+        return {"tallies": tallies, "summary": self.summary.to_json()}
+
+    @classmethod
+    def from_json(cls, body: Mapping[str, Any]) -> "Sums":
+        """The inverse of `to_json`."""
+        tallies = {check: Tally.from_json(tally) for check, tally in body["tallies"].items()}
+        return cls(tallies, Summary.from_json(body["summary"]))
+
+
+@dataclass(frozen=True)
+class Block:
+    """Shards in a row, and where they and their tables lie; plain values, so that processes can be given it."""
+
+    config: Config
+    images: str
+    captions: str
+    regions: str
+    shards: tuple[Shard, ...]
+
+    @property
+    def size(self) -> int:
+        """Number of images."""
+        return sum(shard.images for shard in self.shards)
+
+    def open(self) -> Dataset:
+        """These shards as a data set: the whole one's manifest is read once and not again for every block."""
+        return Dataset(
+            images=open_storage(self.images),
+            manifest=Manifest(shards=self.shards),
+            captions=open_storage(self.captions),
+            regions=open_storage(self.regions),
+        )
+
+
+@dataclass
+class Pass:
+    """What a pass over shards gives."""
+
+    sums: Sums
+    samples: RandomSamples
+
+
+def check_shards(config: Config, dataset: Dataset) -> Pass:
+    """Checks every shard of a data set.
+
+    Raises:
+        DataError: a shard is empty or damaged, or one of its tables is missing.
+        ClocError: a process died.
+    """
+    blocks = _blocks(config, dataset)
+    wanted = config.validation.processes or len(os.sched_getaffinity(0))
+    processes = min(wanted, len(blocks))
+    found = Pass(Sums(), RandomSamples(size=_SAMPLES, max_pixels=config.data.max_pixels))
+    parts = _in_processes(blocks, processes) if processes > 1 else map(check_block, blocks)
+    progress = _Progress(dataset.manifest.images)
+    for block, part in zip(blocks, parts, strict=True):
+        found.sums.merge(part.sums)
+        found.samples.merge(part.samples)
+        progress.advance(block.size)
+    found.sums.summary.refused = dataset.manifest.quarantined
+    return found
+
+
+def check_block(block: Block) -> Pass:
+    """Checks the shards of one block."""
+    config, dataset, engine = block.config, block.open(), Engine()
+    checks = suites(config)
+    images = engine.table_suite(table="images", checks=checks.images)
+    captions = engine.table_suite(table="captions", checks=checks.captions)
+    regions = engine.table_suite(table="regions", checks=checks.regions)
+    summary = Summary()
+    samples = RandomSamples(size=_SAMPLES, max_pixels=config.data.max_pixels)
+    for shard in block.shards:
+        frames = load_shard(dataset, shard, watch=samples.offer)
+        samples.draw(frames)
+        images.add(frames.images, shard=frames.name)
+        captions.add(frames.captions, shard=frames.name)
+        regions.add(frames.regions, shard=frames.name)
+        summary.add(frames)
+    tallies = {**images.tallies(), **captions.tallies(), **regions.tallies()}
+    return Pass(Sums(tallies, summary), samples)
+
+
+def _blocks(config: Config, dataset: Dataset) -> list[Block]:
+    groups: list[list[Shard]] = [[]]
+    for shard in dataset.manifest.shards:
+        if sum(item.images for item in groups[-1]) >= _BLOCK_IMAGES:
+            groups.append([])
+        groups[-1].append(shard)
+    places = (dataset.images.url, dataset.captions.url, dataset.regions.url)
+    return [Block(config, *places, tuple(group)) for group in groups]
+
+
+def _in_processes(blocks: Sequence[Block], processes: int) -> Iterator[Pass]:
+    """The blocks' results in order; few blocks are under way at once, so that results do not pile up."""
+    waiting: deque[Future[Pass]] = deque()
+    # Forked processes would share the locks of the threads that libraries started here.
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+        try:
+            for block in blocks:
+                waiting.append(pool.submit(check_block, block))
+                if len(waiting) >= _AHEAD * processes:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        except BrokenProcessPool:
+            raise ClocError(
+                "validation: a process died (killed, perhaps for want of memory); set validation.processes lower"
+            ) from None
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+class _Progress:
+    """Says now and then how far it is."""
+
+    def __init__(self, images: int) -> None:
+        self._images, self._done = images, 0
+        self._started = self._printed = time.monotonic()
+
+    def advance(self, images: int) -> None:
+        self._done += images
+        now = time.monotonic()
+        if now - self._printed >= _PROGRESS_SECONDS:
+            self._printed = now
+            line = f"validation: {self._done:,} of {self._images:,} images, {now - self._started:.0f} s"
+            print(line, file=sys.stderr, flush=True)

@@ -146,7 +146,7 @@ def test_missing_inputs_are_named(tmp_path: Path, images: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="there are no images in"):
         ingest(tmp_path, images=str(tmp_path / "empty"))
-    with pytest.raises(DataError, match="source 'zip' is unknown; there are: coco, .*folder, "):
+    with pytest.raises(DataError, match=r"source 'zip' is unknown; there are: coco, .*folder, "):
         ingest(tmp_path, images=str(images), source="zip")
     with pytest.raises(DataError, match="coco_captions: 'x' means nothing to the source 'folder'"):
         ingest(tmp_path, images=str(images), coco_captions="x")
@@ -453,7 +453,7 @@ def change(instances: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
         ("annotations.0.bbox", None, r"annotations\[0\]: the key 'bbox' is missing"),
         ("annotations.0.bbox", [1, 2, 3], r"annotations\[0\]: bbox must be \[x, y, width, height\], got \[1, 2, 3\]"),
         ("annotations.0.bbox", [1, 2, 3, "4"], r"annotations\[0\]: bbox must be"),
-        ("annotations.0.bbox", [1, 2, 3, 10**400], r"not valid JSON in annotations\[0\] \(parse error: integer overflow"),
+        ("annotations.0.bbox", [1, 2, 3, 10**400], r"not valid JSON in annotations\[0\] .*integer overflow"),
         ("annotations.0.image_id", 99, r"annotations\[0\]: image_id 99 is not among its images"),
         ("annotations.0.category_id", 99, r"annotations\[0\]: category_id 99 is not among its categories"),
         ("annotations.0", 5, r"annotations\[0\]: expected an object, got int"),

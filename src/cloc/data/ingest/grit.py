@@ -81,12 +81,12 @@ def _rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
     try:
         yield from _READERS[path.suffix](path, f"annotations: {path}")
     except OSError as error:
-        raise DataError(f"annotations: cannot read {path} ({error.strerror or str(error).splitlines()[0]})") from None
+        raise DataError(f"annotations: cannot read {path} ({error.strerror})") from None
 
 
 def _parquet_rows(path: Path, source: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
     try:
-        with pq.ParquetFile(path) as file:
+        with path.open("rb") as opened, pq.ParquetFile(opened) as file:
             _check_columns(file.schema_arrow.names, source)
             columns = [name for name in _COLUMNS if name in file.schema_arrow.names]
             start = 0

@@ -4,6 +4,7 @@ Memory is bounded whatever the file holds: one entry of at most `MAX_ENTRY` byte
 that nobody asked for are passed over.
 """
 
+import contextlib
 import itertools
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
@@ -18,8 +19,10 @@ from cloc.errors import DataError
 MAX_ENTRY = 8 * 2**20
 MAX_DEPTH = 64
 _CHUNK = 2**16
+_BOM = b"\xef\xbb\xbf"
 _STARTS = frozenset({"start_map", "start_array"})
 _ENDS = frozenset({"end_map", "end_array"})
+_FAULTS = (ijson.JSONError, ValueError)  # ValueError: the parser in Python on numbers of 5,000 digits
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,34 +177,41 @@ class _Parser:
         events = ijson.sendable_list()
         parser = ijson.basic_parse_coro(events, use_float=True)
         silent = 0
-        with self._open() as file:
-            while True:
-                chunk = self._chunk(file)
-                fault = _feed(parser, chunk)
-                silent = 0 if events else silent + len(chunk)
-                yield from events
-                events.clear()
-                place = f" in {self._place}" if self._place else ""
-                if fault:
-                    raise DataError(f"{self._source} is not valid JSON{place} ({fault})")
-                if silent > MAX_ENTRY:
-                    raise DataError(f"{self._source}: one text or number{place} has more than {MAX_ENTRY >> 20} MiB")
-                if not chunk:
-                    return
+        try:
+            with self._open() as file:
+                while True:
+                    chunk = self._chunk(file)
+                    fault = _feed(parser, chunk)
+                    silent = 0 if events else silent + len(chunk)
+                    yield from events
+                    events.clear()
+                    place = f" in {self._place}" if self._place else ""
+                    if fault:
+                        raise DataError(f"{self._source} is not valid JSON{place} ({fault})")
+                    if silent > MAX_ENTRY:
+                        limit = f"{MAX_ENTRY >> 20} MiB"
+                        raise DataError(f"{self._source}: one text or number{place} has more than {limit}")
+                    if not chunk:
+                        return
+        finally:
+            with contextlib.suppress(*_FAULTS):  # a parser that is left early complains of the missing rest
+                parser.close()
 
     def _open(self) -> BinaryIO:
         try:
-            return Path(self._path).open("rb")
+            file = Path(self._path).open("rb")
+            file.seek(len(_BOM) if file.read(len(_BOM)) == _BOM else 0)
         except OSError as error:
             raise self._unreadable(error) from None
+        return file
 
     def _chunk(self, file: BinaryIO) -> bytes:
         try:
             chunk = file.read(_CHUNK)
         except OSError as error:
             raise self._unreadable(error) from None
-        start, self._offset = self._offset, self._offset + len(chunk)
-        return chunk if start else chunk.removeprefix(b"\xef\xbb\xbf")
+        self._offset += len(chunk)
+        return chunk
 
     def _unreadable(self, error: OSError) -> DataError:
         what = self._source.partition(": ")[0]
@@ -215,7 +225,7 @@ def _feed(parser: Any, chunk: bytes) -> str:
             parser.send(chunk)
         else:
             parser.close()
-    except (ijson.JSONError, ValueError) as error:  # ValueError: the pure backend on numbers of 5,000 digits
+    except _FAULTS as error:
         reason, *context = (error.args[0].decode(errors="replace") if _is_bytes(error) else str(error)).split("\n")
         near = context[0].strip() if context else ""
         return f"{reason.strip()[:120]}, near {near[:80]!r}" if near else reason.strip()[:120]

@@ -31,9 +31,10 @@ Table = Literal["captions", "regions", "quarantine", "fingerprints", "duplicates
 CAPTION_KINDS = ("alt_text", "generated", "human")
 
 # A tar that is taken as it is may hold samples that are not part of the data set: those whose key stands in its
-# quarantine table with the stage of ingest and a reason that begins so.
+# quarantine table with the stage of ingest and a reason that begins so. A whole tar that is left out has one row.
 INGEST_STAGE = "ingest"
 LEFT_OUT = "image: "
+LEFT_OUT_TAR = "tar: "
 
 SCHEMAS: dict[str, pa.Schema] = {
     "captions": pa.schema([("key", pa.string()), ("text", pa.string()), ("kind", pa.string()), ("model", pa.string())]),

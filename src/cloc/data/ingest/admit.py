@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,13 +13,20 @@ from cloc.data import fingerprints
 from cloc.data.images import CheckedImage, check_image
 from cloc.data.ingest.parts import Refusal
 from cloc.data.ingest.records import LabeledBox, Record
-from cloc.data.schema import INGEST_STAGE, LEFT_OUT
+from cloc.data.schema import INGEST_STAGE, LEFT_OUT, LEFT_OUT_TAR
 from cloc.data.texts import clean, printable
 
 # Annotators and roundings overshoot the border by about a pixel; more than that is a fault of the data.
 _TOLERANCE_PX = 1.0
 # What differs between two quarantine reasons of one kind: what is quoted, in parentheses, or a number.
 _PARTICULARS = re.compile(r" \(.*|'[^']*'|\"[^\"]*\"|\d+(\.\d+)?")
+# What a quarantine row is counted as, by what its reason begins with.
+_COUNTED_AS = {
+    "image": "quarantined",
+    "tar": "quarantined_tars",
+    "box": "quarantined_boxes",
+    "caption": "quarantined_captions",
+}
 
 
 @dataclass(frozen=True)
@@ -46,9 +53,7 @@ class Rows:
 
     Attributes:
         captions, regions, fingerprints, quarantine: rows by the contract's columns.
-        counts: quarantined, reencoded, ...
-        reasons: how many rows of the quarantine have which reason, without its particulars.
-        example: the first quarantined image with its reason, "" without one.
+        counts: what does not follow from the tables: reencoded, clipped_boxes, ...
     """
 
     captions: list[dict[str, Any]] = field(default_factory=list)
@@ -56,31 +61,34 @@ class Rows:
     fingerprints: list[dict[str, Any]] = field(default_factory=list)
     quarantine: list[dict[str, Any]] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
-    reasons: Counter[str] = field(default_factory=Counter)
-    example: str = ""
 
-    def refuse(self, key: str, reason: str, *, count: str) -> None:
-        """Adds a row to the quarantine and to the counts."""
-        reason = printable(reason)
-        self.quarantine.append({"key": key, "stage": INGEST_STAGE, "reason": reason})
-        self.counts[count] += 1
-        self.reasons[_PARTICULARS.sub("", reason).strip()] += 1
-        if count == "quarantined" and not self.example:
-            self.example = f"{key}: {reason}"
+    def refuse(self, key: str, reason: str) -> None:
+        """Adds a row to the quarantine; what its reason begins with says what is refused."""
+        self.quarantine.append({"key": key, "stage": INGEST_STAGE, "reason": printable(reason)})
 
     def refuse_image(self, key: str, reason: str) -> None:
         """Adds an image to the quarantine: it is not part of the data set."""
-        self.refuse(key, f"{LEFT_OUT}{reason}", count="quarantined")
+        self.refuse(key, f"{LEFT_OUT}{reason}")
 
     def retract(self, keys: Collection[str]) -> None:
-        """Takes back the rows of images that turn out to be unusable after all."""
-        for rows in (self.captions, self.regions, self.fingerprints):
+        """Takes back all rows of images that turn out to be unusable after all."""
+        for rows in (self.captions, self.regions, self.fingerprints, self.quarantine):
             rows[:] = [row for row in rows if row["key"] not in keys]
 
-    def all_counts(self) -> Mapping[str, int]:
+    def totals(self) -> dict[str, int]:
         """The counts with those that follow from the tables."""
+        refused = Counter(_COUNTED_AS[row["reason"].partition(":")[0]] for row in self.quarantine)
         lengths = {"images": self.fingerprints, "captions": self.captions, "regions": self.regions}
-        return {**self.counts, **{name: len(rows) for name, rows in lengths.items()}}
+        return {**(self.counts + refused), **{name: len(rows) for name, rows in lengths.items()}}
+
+    def reasons(self) -> Counter[str]:
+        """How many rows of the quarantine have which reason, without its particulars."""
+        return Counter(_PARTICULARS.sub("", row["reason"]).strip() for row in self.quarantine)
+
+    def example(self) -> str:
+        """The first image, or the tar, in the quarantine with its reason; "" without one."""
+        rows = (row for row in self.quarantine if row["reason"].startswith((LEFT_OUT, LEFT_OUT_TAR)))
+        return next((f"{row['key']}: {row['reason']}" for row in rows), "")
 
 
 @dataclass(frozen=True)
@@ -115,8 +123,7 @@ def admit(
     rows.counts["reencoded"] += image.reencoded
     rows.counts["crowd_boxes"] += record.crowd_boxes
     for reason in record.problems:
-        count = "quarantined_boxes" if reason.startswith("box:") else "quarantined_captions"
-        rows.refuse(record.key, reason, count=count)
+        rows.refuse(record.key, reason)
     alt_text = _add_captions(record, rows)
     frame = record.annotated_size or (image.width, image.height)
     for box in record.boxes:
@@ -152,7 +159,7 @@ def _add_captions(record: Record, rows: Rows) -> str:
             words = clean(text)
             if not words:
                 reason = "caption: empty text" if not text.strip() else "caption: not valid Unicode"
-                rows.refuse(record.key, reason, count="quarantined_captions")
+                rows.refuse(record.key, reason)
                 continue
             rows.captions.append({"key": record.key, "text": words, "kind": kind, "model": ""})
             if kind == "alt_text" and not first:
@@ -178,7 +185,7 @@ def _add_region(key: str, box: LabeledBox, frame: tuple[int, int], rows: Rows) -
         reason = f"score {box.score:g} is not in [0, 1]"
     if reason is not None:
         place = ", ".join(f"{value:.4f}" for value in values)
-        rows.refuse(key, f"box: {reason} ({place}; {printable(box.text)[:80]!r})", count="quarantined_boxes")
+        rows.refuse(key, f"box: {reason} ({place}; {printable(box.text)[:80]!r})")
         return
     x1, y1, x2, y2 = stored.tolist()
     rows.counts["clipped_boxes"] += bool(overshoot.max() > 0)

@@ -86,9 +86,9 @@ def finish_shard(storage: Storage, shard: str, entry: Shard | None, rows: Rows, 
         storage.delete(tar_path(shard))
     report = ShardReport(
         shard=entry,
-        counts=rows.all_counts(),
-        reasons=dict(rows.reasons.most_common(_KEPT_REASONS)),
-        example=rows.example,
+        counts=rows.totals(),
+        reasons=dict(rows.reasons().most_common(_KEPT_REASONS)),
+        example=rows.example(),
     )
     stats = {
         "fingerprint": source_hash,

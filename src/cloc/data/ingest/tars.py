@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import io
 import os
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from cloc.data.ingest.finished import ShardReport, begin_shard, find_shard, fini
 from cloc.data.ingest.grit import labels_of_json
 from cloc.data.ingest.parts import Refusal, Source, Tar
 from cloc.data.ingest.records import Record
-from cloc.data.schema import LEFT_OUT, Shard
+from cloc.data.schema import LEFT_OUT, LEFT_OUT_TAR, Shard
 from cloc.data.storage import open_storage
 from cloc.data.tar import BrokenTarError
 from cloc.data.texts import printable
@@ -177,11 +178,9 @@ class _Reading:
 
     def give_up(self, reason: str) -> None:
         """Quarantines the tar as a whole: nothing of it is part of the data set."""
-        name, samples = printable(self._task.tar.url.rpartition("/")[2]), max(1, len(self._names))
-        self.rows = Rows()
-        self.rows.refuse(name, f"tar: {reason}", count="quarantined_tars")
-        self.rows.counts["quarantined"] = samples
-        self.rows.example = f"{self._task.tar.url}: {reason}"
+        samples = max(1, len(self._names))
+        self.rows = Rows(counts=Counter(quarantined=samples))
+        self.rows.refuse(printable(self._task.tar.url), f"{LEFT_OUT_TAR}{reason}")
 
 
 class _Counted(io.RawIOBase):

@@ -33,12 +33,21 @@ class Histogram:
 
 @dataclass(frozen=True)
 class Bar:
-    """A bar: `height` in percent of the highest one, `share` of all that was counted in [0, 1]."""
+    """A bar.
+
+    Attributes:
+        label, count: of the bin.
+        height: in percent of the chart's.
+        share: of all that was counted, in [0, 1].
+        other_height, other_share: of the same bin in the histogram that is compared with; None without one.
+    """
 
     label: str
     count: int
     height: float
     share: float
+    other_height: float | None = None
+    other_share: float | None = None
 
 
 @dataclass(frozen=True)
@@ -49,11 +58,29 @@ class Chart:
     bars: Sequence[Bar]
 
 
-def chart(histogram: Histogram) -> Chart:
-    """The bars of a histogram; all are flat where nothing was counted."""
-    highest, total = max(int(histogram.counts.max()), 1), max(int(histogram.counts.sum()), 1)
+def chart(histogram: Histogram, *, other: Sequence[int] | None = None) -> Chart:
+    """The bars of a histogram; all are flat where nothing was counted.
+
+    Args:
+        histogram: what is shown.
+        other: counts in the same bins to compare with, of any total: shares are compared.
+    """
+    shares = _shares(histogram.counts)
+    others = None if other is None else _shares(np.asarray(other))
+    highest = max(float(shares.max()), 0.0 if others is None else float(others.max())) or 1.0
     bars = [
-        Bar(label=label, count=int(count), height=100 * int(count) / highest, share=int(count) / total)
-        for label, count in zip(histogram.labels, histogram.counts, strict=True)
+        Bar(
+            label=label,
+            count=int(histogram.counts[number]),
+            height=100 * float(shares[number]) / highest,
+            share=float(shares[number]),
+            other_height=None if others is None else 100 * float(others[number]) / highest,
+            other_share=None if others is None else float(others[number]),
+        )
+        for number, label in enumerate(histogram.labels)
     ]
     return Chart(title=histogram.title, bars=bars)
+
+
+def _shares(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    return counts / max(int(counts.sum()), 1)

@@ -22,7 +22,7 @@ from typing import Any
 
 from cloc.pages import environment
 from cloc.validation.checks import RowCheck, SetCheck  # first: it settles what great_expectations reads on import
-from cloc.validation.report import DOCS_FILE, DOCS_FOLDER, PAGE_FILE, write_text
+from cloc.validation.report import DOCS_FILE, DOCS_FOLDER, PAGE_FILE, by_table, write_text
 from cloc.validation.results import CheckResult, shown
 
 import great_expectations as gx  # isort: skip
@@ -110,7 +110,7 @@ def _render(site: Path, *, expectations: dict[str, Any], results: Sequence[Check
     context = gx.get_context(mode="ephemeral")
     context.variables.progress_bars = {"globally": False}
     run = RunIdentifier(run_name=_RUN, run_time=datetime.now(UTC))
-    for name, members in _by_suite(results).items():
+    for name, members in by_table(results).items():
         described = [_described(expectations[result.id], result) for result in members]
         context.suites.add(gx.ExpectationSuite(name=_file_name(name), expectations=described))
         outcome = _suite_result(name, members, described, run=run)
@@ -129,13 +129,6 @@ def _render(site: Path, *, expectations: dict[str, Any], results: Sequence[Check
         },
     )
     context.build_data_docs(site_names=[_SITE])
-
-
-def _by_suite(results: Sequence[CheckResult]) -> dict[str, list[CheckResult]]:
-    suites: dict[str, list[CheckResult]] = {}
-    for result in sorted(results, key=lambda item: item.id):
-        suites.setdefault(result.table, []).append(result)
-    return suites
 
 
 def _file_name(suite: str) -> str:
@@ -211,7 +204,7 @@ def _own_look(page: str, *, style: str) -> str:
 
 def _suite_pages(site: Path, results: Sequence[CheckResult]) -> list[SuitePage]:
     pages = []
-    for name, members in _by_suite(results).items():
+    for name, members in by_table(results).items():
         (path,) = (site / "validations" / _file_name(name)).rglob("*.html")
         body = path.read_text(encoding="utf-8")
         pages.append(SuitePage(name, tuple(members), str(path.relative_to(site)), body))

@@ -13,9 +13,8 @@ from cloc.validation.frames import ShardFrames, load_shard
 from cloc.validation.pictures import Picture, make_picture
 from cloc.validation.results import CheckResult, Example, failures_first
 
-_FINDINGS = 8
-_FINDINGS_A_CHECK = 2
-_FINDING_SHARDS = 4
+_MOST, _MOST_A_CHECK, _MOST_WITHIN = 24, 3, 1
+_MOST_SHARDS = 8
 
 
 @dataclass(order=True)
@@ -36,22 +35,37 @@ class RandomSamples:
 
     def offer(self, sample: Sample) -> None:
         """Keeps the sample while it is among the chosen."""
-        candidate = _Candidate(-_hash(sample.key), sample)
-        if len(self._heap) < self.size:
-            heapq.heappush(self._heap, candidate)
-        elif self._heap and candidate > self._heap[0]:
-            heapq.heapreplace(self._heap, candidate)
+        self._keep(_Candidate(-_hash(sample.key), sample))
 
     def draw(self, frames: ShardFrames) -> None:
         """Draws the samples that were chosen from this shard."""
         for item in self._heap:
             if item.sample is not None:
-                item.picture = make_picture(item.sample, frames, title="", max_pixels=self.max_pixels)
+                item.picture = make_picture(item.sample, frames, max_pixels=self.max_pixels)
                 item.sample = None
+
+    def merge(self, other: "RandomSamples") -> None:
+        """Takes in what was chosen from other shards."""
+        for item in other._heap:
+            self._keep(item)
 
     def pictures(self) -> list[Picture]:
         """The chosen pictures, in an order that depends on their keys only."""
         return [item.picture for item in sorted(self._heap, reverse=True) if item.picture is not None]
+
+    def _keep(self, candidate: _Candidate) -> None:
+        if len(self._heap) < self.size:
+            heapq.heappush(self._heap, candidate)
+        elif self._heap and candidate > self._heap[0]:
+            heapq.heapreplace(self._heap, candidate)
+
+
+@dataclass(frozen=True)
+class Shown:
+    """The pictures of a check's findings; `elsewhere` is the check that shows the same images, "" for none."""
+
+    pictures: tuple[Picture, ...] = ()
+    elsewhere: str = ""
 
 
 @dataclass(frozen=True)
@@ -60,25 +74,24 @@ class _Finding:
     example: Example
 
 
-def draw_findings(config: Config, dataset: Dataset, results: Sequence[CheckResult]) -> list[Picture]:
-    """Pictures of the rows that broke checks, failed checks first; reads at most a few shards again."""
+def draw_findings(config: Config, dataset: Dataset, results: Sequence[CheckResult]) -> dict[str, Shown]:
+    """Pictures of the rows that broke checks, by the check's id; reads at most a few shards again."""
+    chosen, elsewhere = _choose(results)
     by_shard: dict[str, list[_Finding]] = defaultdict(list)
-    for finding in _choose(results):
-        if finding.example.shard in by_shard or len(by_shard) < _FINDING_SHARDS:
-            by_shard[finding.example.shard].append(finding)
+    for finding in chosen:
+        by_shard[finding.example.shard].append(finding)
     pictures: dict[str, list[Picture]] = defaultdict(list)
     for shard in dataset.manifest.shards:
         if shard.name not in by_shard:
             continue
         findings, samples = by_shard[shard.name], dict[str, Sample]()
-        wanted = {finding.example.key for finding in findings}
-        watch = _Watch(wanted, samples)
+        watch = _Watch({finding.example.key for finding in findings}, samples)
         frames = load_shard(dataset, shard, watch=watch.see)
         for finding in findings:
             if (sample := samples.get(finding.example.key)) is not None:
-                pictures[finding.result.id].append(_draw(config, finding, sample, frames))
-    order = [result.id for result in failures_first(results)]
-    return [picture for check in order for picture in pictures[check]]
+                pictures[finding.result.id].append(_draw(config, finding.result, sample, frames))
+    shown = {check: Shown(elsewhere=other) for check, other in elsewhere.items() if pictures[other]}
+    return shown | {check: Shown(tuple(items)) for check, items in pictures.items() if items}
 
 
 @dataclass(frozen=True)
@@ -91,26 +104,34 @@ class _Watch:
             self.samples[sample.key] = sample
 
 
-def _choose(results: Sequence[CheckResult]) -> list[_Finding]:
-    """A few findings of each check; an image is shown once."""
+def _choose(results: Sequence[CheckResult]) -> tuple[list[_Finding], dict[str, str]]:
+    """A few findings of each check, from few shards; an image is shown once, and other checks refer to it."""
     chosen: list[_Finding] = []
-    seen: set[tuple[str, str]] = set()
+    shards: set[str] = set()
+    owners: dict[tuple[str, str], str] = {}
+    elsewhere: dict[str, str] = {}
     for result in failures_first(results):
-        taken = 0
+        most = _MOST_WITHIN if result.passed else _MOST_A_CHECK
+        own = 0
         for example in result.examples:
             place = (example.shard, example.key)
-            if taken < _FINDINGS_A_CHECK and place not in seen and example.key:
+            if owners.get(place, result.id) != result.id:
+                elsewhere.setdefault(result.id, owners[place])
+            elif _fits(example, shards) and place not in owners and own < most and len(chosen) < _MOST:
                 chosen.append(_Finding(result, example))
-                seen.add(place)
-                taken += 1
-    return chosen[:_FINDINGS]
+                shards.add(example.shard)
+                owners[place] = result.id
+                own += 1
+    return chosen, elsewhere
 
 
-def _draw(config: Config, finding: _Finding, sample: Sample, frames: ShardFrames) -> Picture:
-    result = finding.result
+def _fits(example: Example, shards: set[str]) -> bool:
+    return bool(example.key) and (example.shard in shards or len(shards) < _MOST_SHARDS)
+
+
+def _draw(config: Config, result: CheckResult, sample: Sample, frames: ShardFrames) -> Picture:
     bad = {result.table: [example.row for example in result.examples if example.shard == frames.name]}
-    title = result.name if not result.passed else f"{result.name} (within its limit)"
-    return make_picture(sample, frames, title=title, max_pixels=config.data.max_pixels, bad=bad)
+    return make_picture(sample, frames, max_pixels=config.data.max_pixels, bad=bad)
 
 
 def _hash(key: str) -> int:

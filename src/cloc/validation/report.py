@@ -1,12 +1,17 @@
 """The report folder: validation.json for programs, index.html for people (self-contained, no network)."""
 
 import json
-from dataclasses import asdict, dataclass
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from cloc import __version__
 from cloc.pages import environment
-from cloc.pages.charts import chart
+from cloc.pages.charts import Chart, chart
+from cloc.validation.drift import Reference
+from cloc.validation.gallery import Shown
 from cloc.validation.pictures import Picture
 from cloc.validation.results import CheckResult, failures_first
 from cloc.validation.summary import Summary
@@ -17,17 +22,50 @@ PAGE_FILE = "index.html"
 DOCS_FOLDER, DOCS_FILE = "data_docs", "data_docs.html"
 
 Verdict = Literal["passed", "passed with warnings", "failed"]
+_TABLES = ("images", "captions", "regions")
+
+
+@dataclass(frozen=True)
+class Source:
+    """What was validated, so that it can be done again.
+
+    Attributes:
+        data, captions, regions: as they were given to the stage.
+        settings: the sections that the stage reads, as YAML.
+    """
+
+    data: str
+    captions: str
+    regions: str
+    settings: str
+
+    @property
+    def command(self) -> str:
+        """What a shell would be told."""
+        places = {"data": self.data, "captions": self.captions, "regions": self.regions}
+        options = [f"--{name} {shlex.quote(place)}" for name, place in places.items()]
+        return " ".join(["cloc validate --params config.yaml", *options, "--out report"])
 
 
 @dataclass(frozen=True)
 class Report:
-    """Everything the report shows. Results stand failures first."""
+    """Everything the report shows.
 
-    data: str
+    Attributes:
+        source: what was validated.
+        results: the verdicts, in any order.
+        summary: the whole set in numbers.
+        findings: pictures of broken checks, by their ids.
+        samples: a random choice of pictures.
+        reference: what the distributions are shown beside.
+    """
+
+    source: Source
     results: tuple[CheckResult, ...]
     summary: Summary
-    findings: tuple[Picture, ...] = ()
+    findings: Mapping[str, Shown] = field(default_factory=dict)
     samples: tuple[Picture, ...] = ()
+    reference: Reference | None = None
 
     @property
     def failed(self) -> list[CheckResult]:
@@ -55,7 +93,8 @@ class Report:
         text, count = self.summary.common.top()
         return {
             "passed": not self.failed,
-            "data": self.data,
+            "verdict": self.verdict,
+            "data": self.source.data,
             "checks": [asdict(result) for result in failures_first(self.results)],
             "numbers": self.summary.numbers(),
             "counts": counts(self.summary),
@@ -71,14 +110,28 @@ class Report:
         template = environment("cloc.validation").get_template("report.html.j2")
         return template.render(
             report=self,
-            results=failures_first(self.results),
+            within=[result for result in failures_first(self.results) if result.passed and result.unexpected],
+            tables=by_table(self.results),
+            names={result.id: result.name for result in self.results},
             summary=self.summary,
             numbers=self.summary.numbers(),
             common={"text": text[:200], "count": count},
-            histograms=[chart(item) for item in self.summary.histograms.values()],
-            json_file=JSON_FILE,
-            docs=f"{DOCS_FOLDER}/{PAGE_FILE}",
+            charts=self._charts(),
+            version=__version__,
+            files={"json": JSON_FILE, "docs": DOCS_FILE},
         )
+
+    def _charts(self) -> list[Chart]:
+        other = self.reference.counts if self.reference else {}
+        return [chart(item, other=other.get(name)) for name, item in self.summary.histograms.items()]
+
+
+def by_table(results: Sequence[CheckResult]) -> dict[str, list[CheckResult]]:
+    """Results by their table, the broken ones first: images, captions, regions, then the rest."""
+    tables: dict[str, list[CheckResult]] = {name: [] for name in _TABLES}
+    for result in failures_first(results):
+        tables.setdefault(result.table, []).append(result)
+    return {name: members for name, members in tables.items() if members}
 
 
 def counts(summary: Summary) -> dict[str, int]:

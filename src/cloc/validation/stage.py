@@ -75,6 +75,7 @@ def run(config: Config, *, inputs: Inputs, outputs: Outputs) -> StageResult:
         summary=summary,
         findings=findings,
         samples=tuple(passing.samples.pictures()),
+        reference=reference,
     )
     build_docs(folder, checks=checks.all, results=results)
     report.write(folder)

@@ -138,7 +138,7 @@ def _find(table: str) -> tuple[str, list[str]]:
         saved = _saved_files(storage, table)
         if saved:
             return stem, saved
-    paths = [path for path in storage.list("") if _is_parquet(path) and not _is_hidden(path)]
+    paths = [path for path in storage.walk("") if _is_parquet(path) and not _is_hidden(path)]
     found = [path for path in paths if _matches(path, pattern)] if pattern else paths
     if not found:
         raise DataError(f"table: there are no Parquet files at {table}, and nothing that `datasets` saved")

@@ -4,7 +4,6 @@ What a file has is read from its footer (Parquet) or from the headers of its bat
 are touched only in the worker that packs them, some megabytes at a time.
 """
 
-import hashlib
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +16,6 @@ import pyarrow.parquet as pq
 
 from cloc.data.storage import FolderStorage, Storage
 from cloc.errors import DataError
-from cloc.stage import fingerprint
 
 _TAIL = 1 << 16  # bytes that hold most footers
 _MAGIC, _ENCRYPTED = b"PAR1", b"PARE"
@@ -67,7 +65,7 @@ class ParquetFile:
         with self._errors():
             self._metadata = pq.read_metadata(pa.BufferReader(footer))
             self.schema = self._metadata.schema.to_arrow_schema()
-        self.version = fingerprint(hashlib.sha256(footer).hexdigest(), _state(storage, path))
+        self.version = storage.version(path)
 
     def _footer(self) -> bytes:
         tail = self._storage.read_tail(self._path, _TAIL)
@@ -135,12 +133,11 @@ class ArrowFile:
         if not isinstance(storage, FolderStorage):
             raise DataError(f"table: {storage.url}/{path}: Arrow files are read from folders; copy it, or use Parquet")
         self._file = Path(storage.url) / path
-        state = _state(storage, path)
         if storage.read_tail(path, len(_END_OF_STREAM)) != _END_OF_STREAM:
             raise DataError(f"table: {self._file} is no Arrow stream, or is cut short; write it again")
         with self._stream() as stream:
             self.schema = stream.schema
-        self.version = fingerprint(state)
+        self.version = storage.version(path)
 
     def chunks(self, image: str) -> Iterator[Chunk]:
         with self._stream() as stream:
@@ -213,17 +210,6 @@ class _RangedFile(io.RawIOBase):
         body = self._storage.read_range(self._path, offset=self._offset, size=size)
         self._offset += len(body)
         return body
-
-
-def _state(storage: Storage, path: str) -> tuple[int, int]:
-    """Size and, in a folder, time of the last change of a file."""
-    if not isinstance(storage, FolderStorage):
-        return storage.size(path), 0
-    try:
-        state = (Path(storage.url) / path).stat()
-    except OSError as error:
-        raise DataError(f"table: cannot read {storage.url}/{path} ({error.strerror})") from None
-    return state.st_size, state.st_mtime_ns
 
 
 def _is_or_in(path: str, column: str) -> bool:

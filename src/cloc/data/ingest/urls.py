@@ -85,19 +85,21 @@ def read_urls(*, urls: str, columns: str = "", work: str, images_per_shard: int,
     listed = open_list(urls, named)
     work_folder = Path(folder)
     wanted = {"list": _version(listed.path), "command": command(listed, Path(), images_per_shard=images_per_shard)[1:]}
-    record = _read_record(work_folder, wanted=fingerprint(wanted))
-    if not record.get("finished"):
-        tars = work_folder / "tars"
+    made_from, tars = fingerprint(wanted), work_folder / "tars"
+    if not _is_finished(work_folder, made_from=made_from):
         tars.mkdir(parents=True, exist_ok=True)
-        _write_record(work_folder, {"made_from": fingerprint(wanted), "finished": False})
+        _write_record(work_folder, made_from=made_from, finished=False)
         listed = _as_parquet(listed, work_folder) if listed.format == "txt" else listed
         _fetch(command(listed, tars, images_per_shard=images_per_shard, processes=processes))
-        record = {"made_from": fingerprint(wanted), "finished": True, **_fetched(tars, urls)}
-        _write_record(work_folder, record)
-    counts = {name: record[name] for name in _COUNTS}
-    print(f"urls: {counts['successes']} of {counts['count']} URLs fetched into {work_folder}", flush=True)
-    found = read_tars(str(work_folder / "tars"))
-    return Source(kind="urls", tars=found.tars, details={"urls": Path(urls).name, "fetched": counts})
+        _check_finished(tars)
+        _write_record(work_folder, made_from=made_from, finished=True)
+    fetched = _fetched(tars, urls)
+    found = read_tars(str(tars)).tars
+    return Source(
+        kind="urls",
+        tars=tuple(tar for tar in found if Path(tar.url).stem not in fetched.empty),
+        details={"urls": Path(urls).name, "fetched": fetched.counts},
+    )
 
 
 # --- the list
@@ -250,52 +252,70 @@ def _running(arguments: Sequence[str]) -> Iterator["subprocess.Popen[str]"]:
             raise
 
 
-_COUNTS = ("count", "successes", "failed_to_download", "failed_to_resize")
+def _check_finished(tars: Path) -> None:
+    """Each tar that is whole has its statistics beside it; the program gives up on one without failing."""
+    for tar in sorted(tars.glob("*.tar")):
+        if not tar.with_name(f"{tar.stem}_stats.json").exists():
+            raise DataError(f"urls: {PROGRAM} left {tar.name} unfinished (see above); run the same command again")
 
 
-def _fetched(tars: Path, urls: str) -> dict[str, int]:
-    """What became of the URLs, from the statistics that stand beside each finished tar."""
-    unfinished = [tar.name for tar in sorted(tars.glob("*.tar")) if not (tars / f"{tar.stem}_stats.json").exists()]
-    if unfinished:
-        raise DataError(f"urls: {PROGRAM} left {unfinished[0]} unfinished (see above); run the same command again")
+@dataclass(frozen=True)
+class _Fetched:
+    """What became of the URLs.
+
+    Attributes:
+        counts: URLs, and what became of them.
+        empty: tars (without suffix) that none of their URLs came into.
+    """
+
+    counts: Mapping[str, int]
+    empty: frozenset[str]
+
+
+def _fetched(tars: Path, urls: str) -> _Fetched:
+    """Sums up the statistics that the program leaves, and shows them."""
     counts: Counter[str] = Counter()
     reasons: Counter[str] = Counter()
+    empty = set()
     for path in sorted(tars.glob("*_stats.json")):
         stats = json.loads(path.read_bytes())
-        counts.update({name: stats[name] for name in _COUNTS})
+        counts.update({name: stats[name] for name in ("count", "successes", "failed_to_download", "failed_to_resize")})
         reasons.update(stats["status_dict"])
+        if not stats["successes"]:
+            empty.add(path.name.removesuffix("_stats.json"))
     del reasons["success"]
-    told = "; ".join(f"{count} times: {reason[:100]}" for reason, count in reasons.most_common(3))
+    told = "; ".join(f"{count} x {reason[:100]}" for reason, count in reasons.most_common(3))
     if not counts["successes"]:
         raise DataError(f"urls: none of the {counts['count']} URLs of {urls} could be fetched ({told})")
+    print(f"urls: {counts['successes']} of {counts['count']} URLs fetched into {tars}", flush=True)
     if told:
-        print(f"urls: not fetched, {told}", flush=True)
-    return {name: counts[name] for name in _COUNTS}
+        print(f"urls: not fetched: {told}", flush=True)
+    return _Fetched(dict(counts), frozenset(empty))
 
 
 # --- what a folder was made from
 
 
-def _read_record(folder: Path, *, wanted: str) -> dict[str, Any]:
-    """What stands in a work folder of the same list and settings; {} in a new one."""
+def _is_finished(folder: Path, *, made_from: str) -> bool:
+    """Whether an earlier run fetched all. Raises DataError when the folder is not of the same list and settings."""
     path = folder / _RECORD
     if not path.exists():
         if folder.is_dir() and any(folder.iterdir()):
             raise DataError(f"urls: {folder} has files of something else; name another folder: columns folder=...")
-        return {}
+        return False
     try:
         record = json.loads(path.read_bytes())
     except ValueError:
-        raise DataError(f"urls: {path} is broken; remove {folder}") from None
-    if not isinstance(record, dict) or record.get("made_from") != wanted:
+        record = None
+    if not isinstance(record, dict) or record.get("made_from") != made_from:
         raise DataError(
             f"urls: {folder} has the images of another list, or of other columns or images_per_shard; remove it, or "
             "name another folder: columns folder=..."
         )
-    return record
+    return record.get("finished") is True
 
 
-def _write_record(folder: Path, record: Mapping[str, Any]) -> None:
+def _write_record(folder: Path, *, made_from: str, finished: bool) -> None:
     temporary = folder / f".tmp-{_RECORD}"
-    temporary.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
+    temporary.write_text(json.dumps({"made_from": made_from, "finished": finished}) + "\n")
     temporary.replace(folder / _RECORD)

@@ -483,7 +483,7 @@ def test_coco_file_that_is_no_json(tmp_path: Path, images: Path) -> None:
 
 @pytest.mark.skipif(not COCO.is_dir(), reason="the COCO photographs are not here (../shared/data)")
 def test_coco_photographs_come_back_as_their_json_says(tmp_path: Path) -> None:
-    tree = json.loads((COCO / "instances.json").read_text())
+    tree, told = (json.loads((COCO / f"{name}.json").read_text()) for name in ("instances", "captions"))
     sizes = {image["id"]: (image["width"], image["height"]) for image in tree["images"]}
     names = {category["id"]: category["name"] for category in tree["categories"]}
     keys = {image["id"]: Path(image["file_name"]).stem for image in tree["images"]}
@@ -492,10 +492,13 @@ def test_coco_photographs_come_back_as_their_json_says(tmp_path: Path) -> None:
         (x, y, w, h), (width, height) = item["bbox"], sizes[item["image_id"]]
         box = [x / width, y / height, (x + w) / width, (y + h) / height]
         expected[keys[item["image_id"]]].append((names[item["category_id"]], box))
+    texts: dict[str, list[str]] = {key: [] for key in keys.values()}
+    for item in told["annotations"]:
+        texts[keys[item["image_id"]]].append(" ".join(item["caption"].split()))
     images = regions = captions = 0
     for split in ("train", "val"):
         out = tmp_path / split
-        run(
+        result = run(
             settings(images_per_shard=200, quarantine_limit=0.0),
             inputs=Inputs(
                 images=str(COCO / "images"),
@@ -506,7 +509,13 @@ def test_coco_photographs_come_back_as_their_json_says(tmp_path: Path) -> None:
             ),
             outputs=Outputs(data=str(out)),
         )
+        listed = sorted(Path(name).stem for name in (COCO / f"{split}.txt").read_text().split())
+        assert [item.sample.key for item in Dataset.open(out).read_all()] == listed
+        assert result.counts["quarantined_boxes"] == result.counts["quarantined_captions"] == 0
+        assert Dataset.open(out).manifest.classes == tuple(names[id_] for id_ in sorted(names))
         for item in Dataset.open(out).read_all():
+            assert [row["text"] for row in item.captions] == texts[item.sample.key]
+            assert {row["kind"] for row in item.captions} == {"human"}
             found = [([row["x1"], row["y1"], row["x2"], row["y2"]], row["label"]) for row in item.regions]
             assert [label for _, label in found] == [label for label, _ in expected[item.sample.key]]
             if found:
@@ -514,4 +523,4 @@ def test_coco_photographs_come_back_as_their_json_says(tmp_path: Path) -> None:
                 np.testing.assert_allclose([box for box, _ in found], wanted, atol=1e-4)
             images, regions, captions = images + 1, regions + len(found), captions + len(item.captions)
     assert (images, regions) == (len(tree["images"]), len(tree["annotations"]))
-    assert captions == len(json.loads((COCO / "captions.json").read_text())["annotations"])
+    assert captions == len(told["annotations"])

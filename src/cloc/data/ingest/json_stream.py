@@ -199,19 +199,18 @@ class _Parser:
 
     def _open(self) -> BinaryIO:
         try:
-            file = Path(self._path).open("rb")
-            file.seek(len(_BOM) if file.read(len(_BOM)) == _BOM else 0)
+            return Path(self._path).open("rb")
         except OSError as error:
             raise self._unreadable(error) from None
-        return file
 
     def _chunk(self, file: BinaryIO) -> bytes:
+        start = self._offset
         try:
             chunk = file.read(_CHUNK)
         except OSError as error:
             raise self._unreadable(error) from None
         self._offset += len(chunk)
-        return chunk
+        return chunk if start else chunk.removeprefix(_BOM)
 
     def _unreadable(self, error: OSError) -> DataError:
         what = self._source.partition(": ")[0]

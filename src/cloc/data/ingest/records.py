@@ -122,23 +122,13 @@ def read_text(path: str, *, what: str) -> str:
         raise DataError(f"{what}: cannot read {path} ({error.strerror})") from None
 
 
-def read_json(path: str, *, what: str) -> Any:
-    """A JSON file. Raises DataError naming the option, the path and the place where it is broken."""
-    return parse_json(read_text(path, what=what), source=f"{what}: {path}")
-
-
 def parse_json(text: str, *, source: str) -> Any:
-    """JSON, without the polygons of COCO, which nothing here needs and which make up most of its size."""
+    """JSON of a small file or a line; long lists are for `json_stream`. Raises DataError naming the source."""
     try:
-        return json.loads(text, object_hook=_without_polygons)
+        return json.loads(text)
     except json.JSONDecodeError as error:
         raise DataError(
             f"{source} is not valid JSON (line {error.lineno}, column {error.colno}: {error.msg})"
         ) from None
     except (RecursionError, ValueError) as error:
         raise DataError(f"{source}: this JSON cannot be read ({error})") from None
-
-
-def _without_polygons(item: dict[str, Any]) -> dict[str, Any]:
-    item.pop("segmentation", None)
-    return item

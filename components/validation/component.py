@@ -13,6 +13,7 @@ def validation(
     regions: dsl.Input[dsl.Dataset],
     report: dsl.Output[dsl.Artifact],
     page: dsl.Output[dsl.HTML],
+    data_docs: dsl.Output[dsl.HTML],
     metrics: dsl.Output[dsl.Metrics],
 ):
     """Checks images, captions and regions; a failing check fails the task and stops the pipeline.
@@ -24,6 +25,7 @@ def validation(
         regions: Regions tables.
         report: Folder with the results as JSON, the page, and Great Expectations' Data Docs.
         page: The report, to look at.
+        data_docs: Great Expectations' Data Docs, to look at.
         metrics: Checks passed, coverage, counts.
     """
     from cloc.pipeline.component import run_component
@@ -35,4 +37,5 @@ def validation(
         outputs={"report": report},
         metrics=metrics,
         page=page,
+        more_pages={"data_docs.html": data_docs},
     )

@@ -185,10 +185,12 @@ def test_ingest_points_at_what_is_given(tmp_path: Path, make_dataset: Any, teach
 def test_validation_shows_its_report(
     new: Folder, given: dict[str, str], data: Any, captions: Any, regions: Any
 ) -> None:
-    report, page, metrics = new("checks"), new("checks.html", dsl.HTML), new("checks_metrics", dsl.Metrics)
+    shown = {"page": new("checks.html", dsl.HTML), "data_docs": new("docs.html", dsl.HTML)}
+    metrics = new("checks_metrics", dsl.Metrics)
     labels = {"data": data, "captions": captions, "regions": regions}
-    validation.python_func(parameters=given["validation"], **labels, report=report, page=page, metrics=metrics)
-    assert "<html" in Path(page.path).read_text()
+    validation.python_func(parameters=given["validation"], **labels, report=new("checks"), metrics=metrics, **shown)
+    assert "Validation passed" in Path(shown["page"].path).read_text()
+    assert "Data Docs" in Path(shown["data_docs"].path).read_text()
     assert metrics.metadata["validation/checks_failed"] == 0
 
 
@@ -202,6 +204,7 @@ def test_validation_that_fails_is_one_line(
 ) -> None:
     monkeypatch.setenv(FAILURE_VARIABLE, str(tmp_path / "failure.json"))
     new, given = Folder(tmp_path), stage_parameters(toy.config(validation__min_images="1000"))
+    page, data_docs = new("page", dsl.HTML), new("data_docs", dsl.HTML)
     with pytest.raises(SystemExit) as ended:
         validation.python_func(
             parameters=given["validation"],
@@ -209,10 +212,13 @@ def test_validation_that_fails_is_one_line(
             captions=captions,
             regions=regions,
             report=new("report"),
-            page=new("page", dsl.HTML),
+            page=page,
+            data_docs=data_docs,
             metrics=new("metrics", dsl.Metrics),
         )
     assert ended.value.code == 4
+    assert "Validation failed" in Path(page.path).read_text()
+    assert "Data Docs" in Path(data_docs.path).read_text()
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith("error: validation: 1 of ")
     told = json.loads((tmp_path / "failure.json").read_text())

@@ -209,6 +209,8 @@ class ValidationConfig(Section):
     """Checks that end the pipeline, likewise; the longer name wins over the shorter, and either over the default."""
     mostly: Share = 0.999
     """Least share of rows that must keep a row-wise rule which has no limit of its own."""
+    max_repeated_rows: Share = 0.01
+    """Largest share of captions or regions that stand more than once for their image."""
     min_images: Positive = 100
     """Fewer images fail the gate."""
     max_quarantined: Share = 0.05
@@ -274,7 +276,7 @@ class ValidationConfig(Section):
     min_phrase_support: Share = 0.5
     """Least share of detected regions whose text occurs in a text of its image."""
     min_phrase_lift: Share = 0.03
-    """How much more often the texts of regions must occur in texts of their own image than in the next one's."""
+    """How much more often the texts of regions must occur in texts of their own image than of its neighbours."""
     reference: str = ""
     """Folder or URL of another validation's report, or of its validation.json, that the data must look like; empty
     compares with nothing."""
@@ -427,6 +429,21 @@ RECORDING = frozenset({"checkpoint_every", "keep_checkpoints", "log_every", "wor
 """Settings of `train` that change what is written down, or how fast, and not what is trained."""
 
 
+class AugmentationConfig(Section):
+    """Random changes of training images that boxes follow (extension); off by default, as in the paper."""
+
+    min_crop_area: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Least share of an image's area that a random crop keeps; 1 crops nothing."""
+    max_stretch: Annotated[float, Field(ge=1, le=10)] = 1.33
+    """A crop is at most this much wider, or higher, for its other side than the image is."""
+    min_visible: Share = 0.5
+    """Regions of which a crop leaves a smaller share of the area are left out."""
+    flip: Share = 0.0
+    """Probability of a horizontal flip; images whose chosen texts name left or right are never flipped."""
+    color_jitter: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Brightness, contrast and saturation vary by at most this share; 0 leaves the colours."""
+
+
 class TrainConfig(Section):
     """Pre-training (METHOD, Table A)."""
 
@@ -459,10 +476,11 @@ class TrainConfig(Section):
     seed: NonNegative = 0
     """Seed of weights, order and sampling."""
     workers: NonNegative = 0
-    """Processes a rank that decode images and make batches; 0 does it in a thread of the rank itself. The batches are the
-    same whatever their number."""
+    """Processes a rank that decode images and make batches; 0 does it in a thread of the rank itself. The batches are
+    the same whatever their number."""
     shuffle_buffer: Positive = 2048
     """Samples (encoded) that a rank shuffles together."""
+    augmentation: AugmentationConfig = AugmentationConfig()
     processes: Positive = 1
     """Processes (ranks) on this machine."""
     scheduler: Literal["local_cwd"] = "local_cwd"

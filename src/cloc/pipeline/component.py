@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from cloc.config import parse
-from cloc.errors import ClocError, ConfigError
+from cloc.errors import ClocError, ConfigError, GateFailed
 from cloc.pipeline.parameters import BASE_PRESET, resolve, stage_parameters
 from cloc.stage import StageResult
 from cloc.stages import run_stage
@@ -42,6 +42,7 @@ def run_component(
     outputs: Mapping[str, Artifact],
     metrics: Artifact,
     page: Artifact | None = None,
+    more_pages: Mapping[str, Artifact] | None = None,
 ) -> None:
     """Runs a stage as a task of a pipeline.
 
@@ -52,6 +53,7 @@ def run_component(
         outputs: artifact of each field of the stage's `Outputs`.
         metrics: artifact that the stage's numbers are shown by.
         page: artifact that gets a copy of the HTML page in the stage's output `report`.
+        more_pages: the same of other files there, by their names.
 
     Raises:
         SystemExit: the stage failed with a reason, which is the last line that was printed; its code is the error's.
@@ -60,12 +62,18 @@ def run_component(
         task = _task(parameters, stage=stage)
         given = {name: _value(value) for name, value in inputs.items() if value is not None}
         folders = {name: artifact.path for name, artifact in outputs.items()}
-        result = run_stage(stage, parse(task["settings"], source=f"settings of {stage}"), inputs=given, outputs=folders)
+        pages = {**({} if page is None else {PAGE_FILE: page}), **(more_pages or {})}
+        settings = parse(task["settings"], source=f"settings of {stage}")
+        try:
+            result = run_stage(stage, settings, inputs=given, outputs=folders)
+        except GateFailed:
+            # The report says why, and stands already.
+            _copy_pages(folders, pages)
+            raise
         for artifact in outputs.values():
             _describe(artifact, result, code=task["code"])
         write_metrics(metrics, {**result.metrics, **result.counts})
-        if page is not None:
-            _copy_page(Path(folders["report"]), page)
+        _copy_pages(folders, pages)
 
 
 def resolve_parameters(values: Mapping[str, Any], others: list[str], *, data: str) -> Any:
@@ -163,9 +171,10 @@ def _describe(artifact: Artifact, result: StageResult, *, code: str) -> None:
         artifact.metadata["mlflow_run"] = result.mlflow_run
 
 
-def _copy_page(folder: Path, page: Artifact) -> None:
-    source = folder / PAGE_FILE
-    if not source.is_file():
-        raise ClocError(f"there is no {source} to show")
-    Path(page.path).parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(source, page.path)
+def _copy_pages(folders: Mapping[str, str], pages: Mapping[str, Artifact]) -> None:
+    for name, page in pages.items():
+        source = Path(folders["report"]) / name
+        if not source.is_file():
+            raise ClocError(f"there is no {source} to show")
+        Path(page.path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, page.path)

@@ -59,10 +59,9 @@ def _numbers(report: Report) -> Text:
 
 
 def _finding(result: CheckResult) -> list[Text]:
-    style = "red" if result.fatal else "yellow"
-    head = Text.assemble((f"{'FAIL' if result.fatal else 'WARN'} ", style), (result.name, "bold"))
+    word, style = ("FAIL", "red") if result.fatal else ("WARN", "yellow")
     lines = [
-        head.append(f"  {result.id}", style="dim not bold"),
+        Text.assemble((f"{word} ", style), f"{result.id}  ", (result.name, "bold")),
         Text(f"     {result.observed}; limit: {result.limit}"),
     ]
     if result.examples:

@@ -94,7 +94,11 @@ def make_picture(
     regions = _own_rows(frames.regions, sample.key, marked.get("regions", set()))
     alt_text = sample.meta.get("alt_text")
     listed = any(row["kind"] == "alt_text" for row in captions)
-    alt = (Caption("alt_text", _cut(alt_text), bad=False),) if isinstance(alt_text, str) and not listed else ()
+    alt = (
+        (Caption("alt_text", _cut(alt_text), bad=False),)
+        if isinstance(alt_text, str) and alt_text and not listed
+        else ()
+    )
     lines = tuple(_region(number, row) for number, row in enumerate(regions[:_MOST_BOXES], start=1))
     size = image_size(sample.image)
     return Picture(

@@ -45,6 +45,7 @@ class CheckedImage:
         suffix: its format: "jpg", "png" or "webp", by content and not by file name.
         width, height: of the picture as seen, pixels.
         phash: 64-bit perceptual hash of what is seen; equal or close for pictures that look the same.
+        format: what the file that was checked is, by content: "JPEG", "PNG", ...
         reencoded: whether `body` differs from the bytes that were checked.
         profile: its ICC profile: "none", one of "srgb", "converted" to sRGB, or "broken" and so ignored.
     """
@@ -54,8 +55,9 @@ class CheckedImage:
     width: int
     height: int
     phash: int
+    format: str
     reencoded: bool
-    profile: Profile = "none"
+    profile: Profile
 
 
 @dataclass(frozen=True)
@@ -199,8 +201,16 @@ def _checked(image: Image.Image, body: bytes, *, reencode: bool) -> CheckedImage
         body = _encoded(pixels, suffix)
         if suffix == "jpg":
             pixels = Image.open(io.BytesIO(body))  # the hash is of what is stored
-    width, height = pixels.size
-    return CheckedImage(body, suffix, width, height, perceptual_hash(pixels), reencoded=changed, profile=seen.profile)
+    return CheckedImage(
+        body=body,
+        suffix=suffix,
+        width=pixels.width,
+        height=pixels.height,
+        phash=perceptual_hash(pixels),
+        format="JPEG" if image.format == "MPO" else image.format or "",
+        reencoded=changed,
+        profile=seen.profile,
+    )
 
 
 def _encoded(pixels: Image.Image, suffix: Suffix) -> bytes:

@@ -11,6 +11,8 @@ from cloc.data.dataset import Dataset
 from cloc.data.duplicates.hamming import HashIndex
 from cloc.errors import DataError
 
+OCCURS = "occurs in "  # what the reason for leaving an image out begins with
+
 
 @dataclass(frozen=True)
 class Match:
@@ -30,7 +32,7 @@ class Match:
 
     def __str__(self) -> str:
         how = "exact" if self.exact else f"near, {self.distance} bits"
-        return f"occurs in {self.data} as {self.key} ({how})"
+        return f"{OCCURS}{self.data} as {self.key} ({how})"
 
 
 class KnownImages:
@@ -88,8 +90,3 @@ class KnownImages:
 @functools.lru_cache(maxsize=1)
 def _load(urls: tuple[str, ...], bits: int) -> KnownImages:
     return KnownImages(urls, bits=bits)
-
-
-def known_digest(urls: tuple[str, ...]) -> list[str]:
-    """Hashes of the images of data sets, by their manifests: what follows from them is made again when they change."""
-    return [Dataset.open(url).digest for url in urls]

@@ -10,6 +10,7 @@ import numpy as np
 
 from cloc.boxes import problem
 from cloc.data import fingerprints
+from cloc.data.duplicates import OCCURS, KnownImages
 from cloc.data.images import CheckedImage, check_image
 from cloc.data.ingest.parts import Refusal
 from cloc.data.ingest.records import LabeledBox, Record
@@ -20,6 +21,7 @@ from cloc.data.texts import clean, printable
 _TOLERANCE_PX = 1.0
 # What differs between two quarantine reasons of one kind: what is quoted, in parentheses, or a number.
 _PARTICULARS = re.compile(r" \(.*|'[^']*'|\"[^\"]*\"|\d+(\.\d+)?")
+_FORMATS = {"jpg": "JPEG", "jpeg": "JPEG", "png": "PNG", "webp": "WEBP", "gif": "GIF", "bmp": "BMP", "tif": "TIFF"}
 # What a quarantine row is counted as, by what its reason begins with.
 _COUNTED_AS = {
     "image": "quarantined",
@@ -38,6 +40,7 @@ class Limits:
         max_text_bytes: of a text or a sample's JSON.
         near_duplicate_bits: how far perceptual hashes of images that count as equal may differ.
         not_in: data sets (URLs) whose images are left out: an evaluation's.
+        not_in_digests: hashes of their images, since what comes in follows from them.
     """
 
     min_side: int
@@ -45,6 +48,7 @@ class Limits:
     max_text_bytes: int
     near_duplicate_bits: int
     not_in: tuple[str, ...] = ()
+    not_in_digests: tuple[str, ...] = ()
 
 
 @dataclass
@@ -78,6 +82,7 @@ class Rows:
     def totals(self) -> dict[str, int]:
         """The counts with those that follow from the tables."""
         refused = Counter(_COUNTED_AS[row["reason"].partition(":")[0]] for row in self.quarantine)
+        refused["leaked"] = sum(row["reason"].startswith(f"{LEFT_OUT}{OCCURS}") for row in self.quarantine)
         lengths = {"images": self.fingerprints, "captions": self.captions, "regions": self.regions}
         return {**(self.counts + refused), **{name: len(rows) for name, rows in lengths.items()}}
 
@@ -120,6 +125,16 @@ def admit(
     if isinstance(image, str):
         rows.refuse_image(record.key, image)
         return None
+    prints = fingerprints.row(record.key, image.body, image.phash)
+    if limits.not_in:
+        known = KnownImages.load(limits.not_in, bits=limits.near_duplicate_bits)
+        match = known.match(sha256=prints["sha256"], phash=prints["phash"])
+        if match is not None:
+            rows.refuse_image(record.key, str(match))
+            return None
+    rows.counts["converted_profiles"] += image.profile == "converted"
+    rows.counts["broken_profiles"] += image.profile == "broken"
+    rows.counts["misnamed"] += _is_misnamed(record.name, image)
     rows.counts["reencoded"] += image.reencoded
     rows.counts["crowd_boxes"] += record.crowd_boxes
     for reason in record.problems:
@@ -128,7 +143,7 @@ def admit(
     frame = record.annotated_size or (image.width, image.height)
     for box in record.boxes:
         _add_region(record.key, box, frame, rows)
-    rows.fingerprints.append(fingerprints.row(record.key, image.body, image.phash))
+    rows.fingerprints.append(prints)
     return Admitted(image, alt_text)
 
 
@@ -140,6 +155,12 @@ def _checked(record: Record, body: bytes | Refusal, limits: Limits, *, reencode:
     if isinstance(image, CheckedImage) and record.annotated_size is not None:
         return _size_problem(image, record.annotated_size) or image
     return image
+
+
+def _is_misnamed(name: str, image: CheckedImage) -> bool:
+    """Whether a file name promises another format; the content decides."""
+    promised = _FORMATS.get(name.rpartition(".")[2].lower())
+    return promised is not None and promised != image.format
 
 
 def _size_problem(image: CheckedImage, annotated: tuple[int, int]) -> str | None:

@@ -178,11 +178,13 @@ def run(config: Config, *, inputs: Inputs, outputs: Outputs) -> StageResult:
             "data/captions_per_image": counts["captions"] / counts["images"],
             "data/regions_per_image": counts["regions"] / counts["images"],
             "data/quarantined_share": report.quarantined_share,
+            "data/left_out_as_known": float(counts["leaked"]),
         },
         counts=counts,
         message=(
             f"{counts['images']} images, {counts['captions']} captions and {counts['regions']} regions in "
             f"{counts['shards']} shards at {outputs.data}; quarantined: {counts['quarantined']} images, "
             f"{counts['quarantined_boxes']} boxes, {counts['quarantined_captions']} captions"
+            + (f"; {counts['leaked']} of the images occur in {', '.join(inputs.not_in)}" if counts["leaked"] else "")
         ),
     )

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from cloc.config.schema import DataConfig
-from cloc.data.dataset import write_manifest
+from cloc.data import fingerprints
+from cloc.data.dataset import Dataset, write_manifest
 from cloc.data.ingest.admit import Limits
 from cloc.data.ingest.finished import FOLDERS, ShardReport, remove_shard
 from cloc.data.ingest.keys import check_keys
@@ -44,8 +45,10 @@ class IngestReport:
 
     @property
     def quarantined_share(self) -> float:
-        """Quarantined images over all that the source named."""
-        return self.counts["quarantined"] / (self.counts["images"] + self.counts["quarantined"])
+        """Quarantined images over all that the source named; those that were to be left out (`not_in`) are no fault."""
+        return (self.counts["quarantined"] - self.counts["leaked"]) / (
+            self.counts["images"] + self.counts["quarantined"]
+        )
 
 
 def write_dataset(source: Source, *, output: str, settings: DataConfig, not_in: tuple[str, ...] = ()) -> IngestReport:
@@ -69,6 +72,7 @@ def write_dataset(source: Source, *, output: str, settings: DataConfig, not_in: 
         max_text_bytes=settings.max_text_bytes,
         near_duplicate_bits=settings.near_duplicate_bits,
         not_in=not_in,
+        not_in_digests=_known(not_in, output=output, processes=settings.processes),
     )
     tasks = _tasks(source, output=output, limits=limits)
     reports = list(run_tasks(tasks, processes=settings.processes or len(os.sched_getaffinity(0))))
@@ -89,7 +93,8 @@ def write_dataset(source: Source, *, output: str, settings: DataConfig, not_in: 
 
 
 _COUNTS = (
-    *("images", "quarantined", "reencoded", "captions", "quarantined_captions"),
+    *("images", "quarantined", "leaked", "reencoded", "converted_profiles", "broken_profiles", "misnamed"),
+    *("captions", "quarantined_captions"),
     *("regions", "quarantined_boxes", "clipped_boxes", "crowd_boxes"),
     *("shards", "skipped_shards", "quarantined_tars"),
 )
@@ -100,6 +105,16 @@ def _tasks(source: Source, *, output: str, limits: Limits) -> Iterator[Task]:
         yield PackTask(shard=_shard_name(index), part=part, output=output, limits=limits)
     for tar in source.tars:
         yield TarTask(tar=tar, output=output, limits=limits)
+
+
+def _known(not_in: tuple[str, ...], *, output: str, processes: int) -> tuple[str, ...]:
+    """Hashes of the data sets whose images are left out, after their fingerprints are made where they are missing."""
+    if output.rstrip("/") in (url.rstrip("/") for url in not_in):
+        raise DataError(f"not_in: {output} is the data set that is made; name another one")
+    known = [Dataset.open(url) for url in not_in]
+    for dataset in known:
+        fingerprints.ensure(dataset, processes=processes)
+    return tuple(dataset.digest for dataset in known)
 
 
 def _shard_name(index: int) -> str:
@@ -128,8 +143,8 @@ def _print_reasons(reports: Sequence[ShardReport]) -> None:
 
 
 def _check_quarantine(reports: Sequence[ShardReport], counts: Mapping[str, int], *, output: str, limit: float) -> None:
-    refused, tars = counts["quarantined"], counts["quarantined_tars"]
-    total = refused + counts["images"]
+    refused, tars = counts["quarantined"] - counts["leaked"], counts["quarantined_tars"]
+    total = counts["quarantined"] + counts["images"]
     if not total:
         raise DataError("ingest: the source has no images")
     example = next((report.example for report in reports if report.example), "")

@@ -51,10 +51,11 @@ def test_key_twice_in_one_shard_and_in_all_shards() -> None:
     same = [["x", "y"]] * 300
     found = find_clash(300, same.__getitem__, memory_bytes=TINY)
     assert found in naive(same)
+    assert find_clash(300, same.__getitem__) == Clash("x", 0, 1)
 
 
 def test_equal_hashes_of_different_keys_are_no_clash(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(keys, "_hash", lambda key: bytes([len(key)] * 8))
+    monkeypatch.setattr(keys, "_hashes", lambda own: np.array([len(key) for key in own], dtype=np.uint64))
     found = shards(5, 6)
     for memory in (640, TINY, keys.MEMORY_BYTES):
         assert find_clash(5, found.__getitem__, memory_bytes=memory) is None

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 
 from cloc.config.schema import LossConfig, ModelConfig, PrompterConfig
-from cloc.data.loader import Batch
+from cloc.data.batches import Batch
 from cloc.model.configuration import from_settings
 from cloc.model.modeling import CLOCModel
 from cloc.training.task import CLOCTask, Objective

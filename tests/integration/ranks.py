@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch.nn.parallel import DistributedDataParallel
 
 from cloc.config.schema import LossConfig, ModelConfig, PrompterConfig, TextConfig, VisionConfig
-from cloc.data.loader import Batch
+from cloc.data.batches import Batch
 from cloc.model.configuration import from_settings
 from cloc.model.modeling import CLOCModel
 from cloc.training.distributed import Rank, leave, process_group

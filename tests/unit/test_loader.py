@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from cloc.data.dataset import Dataset
-from cloc.data.loader import LoaderSettings, TrainLoader, shuffled
+from cloc.data.loader import LoaderSettings, TrainLoader
+from cloc.data.order import shuffled
 from cloc.data.prefetch import prefetched
 from cloc.errors import DataError
 

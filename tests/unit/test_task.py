@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from cloc.config.schema import LossConfig, ModelConfig, PrompterConfig, TextConfig, VisionConfig
-from cloc.data.loader import Batch
+from cloc.data.batches import Batch
 from cloc.model.configuration import from_settings
 from cloc.model.modeling import CLOCModel, CLOCSiglipModel
 from cloc.training.task import CLOCTask, Objective

@@ -6,7 +6,7 @@ the tars of the first and the tables of the others.
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -164,7 +164,7 @@ class EncodedImages:
     def __init__(self, stream: BinaryIO, *, source: str, left_out: frozenset[str] | None = None) -> None:
         self._stream, self._source, self._left_out = stream, source, left_out
 
-    def read(self, want: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
+    def read(self, want: Callable[[str], bool]) -> Generator[tuple[str, bytes], None, None]:
         """Key and encoded image of the samples that are wanted; `want` is asked once a sample, in order, by key.
 
         Raises:

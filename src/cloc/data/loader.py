@@ -1,47 +1,33 @@
 """What training reads: an endless, deterministic stream of batches from the shards and their tables.
 
-Order and sampling depend on the seed, the rank and the position alone, so that a stream can be continued at any
-position. Shapes: B images, S side in pixels, M regions an image, U distinct region texts.
+The order is a pure function of the manifest and the settings (`data.order`), and what happens to a sample depends on
+the seed, the epoch and the sample alone (`data.batches`). So a stream goes on from any position to the exact next
+sample, by any number of workers:
+
+    loader = TrainLoader(dataset, settings, tokenize=processor.tokenize)
+    with closing(loader.batches()) as batches:
+        batch = next(batches)
+    state = loader.state_dict()      # of what has been given out, not of what was made ahead
+
+    loader.load_state_dict(state)    # in another process: the next batch is the one after `batch`
 """
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from typing import TypeVar
+from collections.abc import Generator, Mapping
+from contextlib import closing
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
-import numpy as np
-import torch
-from torch import Tensor
-
-from cloc.data.dataset import Dataset, LabeledSample
-from cloc.data.transforms import decode, letterbox
+from cloc.config.schema import AugmentationConfig
+from cloc.data.batches import Batch, BatchMaker, BatchSettings, Drawn, Tokenize
+from cloc.data.dataset import Dataset
+from cloc.data.decoding import Task, decoded
+from cloc.data.order import RankOrder
+from cloc.data.prefetch import prefetched
+from cloc.data.reading import read_epoch
 from cloc.errors import DataError
 
-T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Batch:
-    """One rank's part of a step.
-
-    Attributes:
-        pixels_BSS3: uint8.
-        caption_ids_BL: token ids of the captions.
-        boxes_BM4: xyxy in [0, 1] of the padded network input; zeros where absent.
-        points_BM2: a point inside each box; zeros where absent.
-        pointed_BM: which regions are prompted by their point instead of their box.
-        present_BM: which regions are there.
-        text_ids_UL: token ids of the distinct region texts; one empty text when there is no region.
-        text_index_BM: which text describes each region; 0 where absent.
-    """
-
-    pixels_BSS3: Tensor
-    caption_ids_BL: Tensor
-    boxes_BM4: Tensor
-    points_BM2: Tensor
-    pointed_BM: Tensor
-    present_BM: Tensor
-    text_ids_UL: Tensor
-    text_index_BM: Tensor
+_VERSION = 1
+_AHEAD = 2  # batches that wait to be taken
 
 
 @dataclass(frozen=True)
@@ -49,14 +35,16 @@ class LoaderSettings:
     """How the stream is made.
 
     Attributes:
-        image_size: S.
-        batch_size: B of this rank.
-        max_regions: M.
-        point_share: probability of a point prompt.
+        image_size: side of the network input, pixels.
+        batch_size: images of a batch of this rank.
+        max_regions: regions an image at most.
         alt_text_share: probability of the alt-text for caption where there is another one.
         seed: of order and sampling.
+        point_share: probability of a point prompt.
         rank, world_size: of the process.
         buffer: samples (encoded) that are shuffled together.
+        augmentation: random changes of the images.
+        workers: processes that decode; 0 decodes in a thread. The stream is the same whatever their number.
     """
 
     image_size: int
@@ -68,16 +56,23 @@ class LoaderSettings:
     rank: int = 0
     world_size: int = 1
     buffer: int = 2048
+    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
+    workers: int = 0
 
 
 @dataclass(frozen=True)
-class _Example:
-    pixels_SS3: Tensor
-    caption: str
-    boxes_R4: Tensor
-    points_R2: Tensor
-    pointed_R: Tensor
-    texts: list[str]
+class _Place:
+    """Where a rank's stream stands.
+
+    Attributes:
+        epoch: counted from 0.
+        position: samples of the epoch that have been passed, whether they could be used or not.
+        unusable: samples without a caption that have been passed in all epochs.
+    """
+
+    epoch: int = 0
+    position: int = 0
+    unusable: int = 0
 
 
 class TrainLoader:
@@ -86,127 +81,110 @@ class TrainLoader:
     Args:
         dataset: the labelled data set.
         settings: how the stream is made.
-        tokenize: texts -> token ids (T, L).
+        tokenize: texts -> token ids (T, L); goes to workers by pickle.
+
+    Raises:
+        DataError: there are fewer images than a batch of all ranks takes.
     """
 
-    def __init__(self, dataset: Dataset, settings: LoaderSettings, *, tokenize: Callable[[list[str]], Tensor]) -> None:
+    def __init__(self, dataset: Dataset, settings: LoaderSettings, *, tokenize: Tokenize) -> None:
         self._dataset, self._settings, self._tokenize = dataset, settings, tokenize
-        self.unusable = 0
+        self._counts = [shard.images for shard in dataset.manifest.shards]
+        self._place = _Place()
         if dataset.manifest.images < settings.batch_size * settings.world_size:
             raise DataError(
                 f"{dataset.images.url}: {dataset.manifest.images} images are fewer than a batch of "
                 f"{settings.batch_size * settings.world_size}; lower train.batch_size"
             )
 
-    def batches(self, *, skip: int = 0) -> Iterator[Batch]:
-        """Endless batches, from batch number `skip` on."""
-        samples = self._usable(self._samples())
-        position = skip * self._settings.batch_size
-        for _ in range(position):
-            next(samples)
-        pending: list[_Example] = []
-        for sample in samples:
-            rng = np.random.default_rng((self._settings.seed, self._settings.rank, position))
-            position += 1
-            pending.append(self._example(sample, rng))
-            if len(pending) == self._settings.batch_size:
-                yield self._collate(pending)
-                pending = []
+    @property
+    def unusable(self) -> int:
+        """Samples without a caption that have been left out so far."""
+        return self._place.unusable
 
-    def _samples(self) -> Iterator[LabeledSample]:
-        """This rank's samples, epoch after epoch, shards and samples shuffled."""
-        settings, shards = self._settings, self._dataset.manifest.shards
-        by_shard = len(shards) >= settings.world_size
-        epoch = 0
+    def batches(self) -> Generator[Batch, None, None]:
+        """Endless batches from where the stream stands, made ahead; close it to let go of threads and processes.
+
+        Raises:
+            DataError: a shard, table or image is broken, no image has a caption, or a worker died.
+        """
+        with closing(prefetched(self._made(), depth=_AHEAD)) as made:
+            for batch, place in made:
+                self._place = place
+                yield batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the stream stands behind the last batch that was given out, and what it is a stream of; JSON values."""
+        return {"version": _VERSION, **asdict(self._place), "of": self._identity()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from a state; call it before `batches`.
+
+        Raises:
+            DataError: the state is of another release, data set, rank or setting; names all that differs.
+        """
+        if state.get("version") != _VERSION:
+            raise DataError(f"loader state: version {state.get('version')!r} is not {_VERSION}; start training anew")
+        own, other = self._identity(), state["of"]
+        differing = [
+            f"{name} was {other.get(name)!r} and is {own.get(name)!r}"
+            for name in sorted(own.keys() | other.keys())
+            if own.get(name) != other.get(name)
+        ]
+        if differing:
+            raise DataError(f"loader state: {'; '.join(differing)}; restore these, or start training anew")
+        self._place = _Place(**{name: int(state[name]) for name in asdict(self._place)})
+
+    def _identity(self) -> dict[str, Any]:
+        """All that decides which batch follows which."""
+        settings = asdict(self._settings) | {"augmentation": self._settings.augmentation.model_dump(mode="json")}
+        del settings["workers"]
+        return {"data": self._dataset.digest, **settings}
+
+    def _made(self) -> Generator[tuple[Batch, _Place], None, None]:
+        settings = self._settings
+        shape = BatchSettings(
+            image_size=settings.image_size,
+            batch_size=settings.batch_size,
+            max_regions=settings.max_regions,
+            alt_text_share=settings.alt_text_share,
+            point_share=settings.point_share,
+            augmentation=settings.augmentation,
+            seed=settings.seed,
+        )
+        if settings.workers:
+            yield from decoded(self._tasks(), shape, tokenize=self._tokenize, workers=settings.workers)
+            return
+        maker = BatchMaker(shape, tokenize=self._tokenize)
+        with closing(self._tasks()) as tasks:
+            for task in tasks:
+                yield maker.make(task.samples), task.tag
+
+    def _tasks(self) -> Generator[Task[_Place], None, None]:
+        """What each batch is made of, and where the stream stands behind it."""
+        place, samples, missing = self._place, list[Drawn](), 0
         while True:
-            rng = np.random.default_rng((settings.seed, epoch))
-            order = [shards[index] for index in rng.permutation(len(shards))]
-            own = order[settings.rank :: settings.world_size] if by_shard else order
-            stream = (sample for shard in own for sample in self._dataset.read(shard))
-            if not by_shard:
-                stream = (s for number, s in enumerate(stream) if number % settings.world_size == settings.rank)
-            yield from shuffled(stream, rng=rng, buffer=settings.buffer)
-            epoch += 1
+            with closing(read_epoch(self._dataset, self._order(place.epoch), start=place.position)) as records:
+                for record in records:
+                    place = _Place(place.epoch, place.position + 1, place.unusable + (record is None))
+                    missing = 0 if record else missing + 1
+                    if missing > self._dataset.manifest.images:
+                        raise DataError(f"{self._dataset.captions.url}: no image has a caption; run captioning first")
+                    if record is None:
+                        continue
+                    samples.append(Drawn(place.epoch, record))
+                    if len(samples) == self._settings.batch_size:
+                        yield Task(samples, place)
+                        samples = []
+            place = _Place(place.epoch + 1, 0, place.unusable)
 
-    def _usable(self, samples: Iterator[LabeledSample]) -> Iterator[LabeledSample]:
-        """Samples with a caption; the others are counted, and too many in a row mean that nothing will come."""
-        missing = 0
-        for sample in samples:
-            if sample.captions:
-                missing = 0
-                yield sample
-                continue
-            self.unusable += 1
-            missing += 1
-            if missing > self._dataset.manifest.images:
-                raise DataError(f"{self._dataset.captions.url}: no image has a caption; run captioning first")
-
-    def _example(self, sample: LabeledSample, rng: np.random.Generator) -> _Example:
-        size = self._settings.image_size
-        try:
-            image = decode(sample.sample.image, at_least=size)
-        except OSError as error:
-            raise DataError(f"image {sample.sample.key!r} cannot be decoded ({error}); ingest it again") from None
-        pixels, frame = letterbox(image, size=size)
-        rows = list(sample.regions)
-        if len(rows) > self._settings.max_regions:
-            rows = [rows[index] for index in rng.choice(len(rows), self._settings.max_regions, replace=False)]
-        boxes = torch.from_numpy(
-            frame.to_padded([[row["x1"], row["y1"], row["x2"], row["y2"]] for row in rows])
-        ).float()
-        caption = _choose_caption(sample, rng, alt_text_share=self._settings.alt_text_share)
-        places = torch.from_numpy(rng.random((len(rows), 2))).float()
-        return _Example(
-            pixels_SS3=torch.from_numpy(pixels.copy()),
-            caption=caption,
-            boxes_R4=boxes,
-            points_R2=boxes[:, :2] + places * (boxes[:, 2:] - boxes[:, :2]),
-            pointed_R=torch.from_numpy(rng.random(len(rows)) < self._settings.point_share),
-            texts=[row["text"] for row in rows],
+    def _order(self, epoch: int) -> RankOrder:
+        settings = self._settings
+        return RankOrder(
+            self._counts,
+            seed=settings.seed,
+            epoch=epoch,
+            rank=settings.rank,
+            world_size=settings.world_size,
+            buffer=settings.buffer,
         )
-
-    def _collate(self, examples: list[_Example]) -> Batch:
-        shape = (len(examples), self._settings.max_regions)
-        boxes_BM4, points_BM2 = torch.zeros(*shape, 4), torch.zeros(*shape, 2)
-        present_BM, pointed_BM = torch.zeros(shape, dtype=torch.bool), torch.zeros(shape, dtype=torch.bool)
-        text_index_BM = torch.zeros(shape, dtype=torch.long)
-        distinct: dict[str, int] = {}
-        for number, example in enumerate(examples):
-            count = len(example.texts)
-            boxes_BM4[number, :count] = example.boxes_R4
-            points_BM2[number, :count], pointed_BM[number, :count] = example.points_R2, example.pointed_R
-            present_BM[number, :count] = True
-            for place, text in enumerate(example.texts):
-                text_index_BM[number, place] = distinct.setdefault(text, len(distinct))
-        return Batch(
-            pixels_BSS3=torch.stack([example.pixels_SS3 for example in examples]),
-            caption_ids_BL=self._tokenize([example.caption for example in examples]),
-            boxes_BM4=boxes_BM4,
-            points_BM2=points_BM2,
-            pointed_BM=pointed_BM,
-            present_BM=present_BM,
-            text_ids_UL=self._tokenize(list(distinct) or [""]),
-            text_index_BM=text_index_BM,
-        )
-
-
-def _choose_caption(sample: LabeledSample, rng: np.random.Generator, *, alt_text_share: float) -> str:
-    alt_texts = [row["text"] for row in sample.captions if row["kind"] == "alt_text"]
-    captions = [row["text"] for row in sample.captions if row["kind"] != "alt_text"]
-    draw = rng.random()
-    pool = alt_texts if alt_texts and (not captions or draw < alt_text_share) else captions
-    return str(pool[rng.integers(len(pool))])
-
-
-def shuffled(items: Iterable[T], *, rng: np.random.Generator, buffer: int) -> Iterator[T]:
-    """The items in random order, holding at most `buffer` of them."""
-    held: list[T] = []
-    for item in items:
-        if len(held) < buffer:
-            held.append(item)
-            continue
-        place = int(rng.integers(buffer))
-        held[place], item = item, held[place]
-        yield item
-    for place in rng.permutation(len(held)):
-        yield held[place]

@@ -13,7 +13,7 @@ _PATIENCE = 0.1  # seconds between looks whether anybody still wants the items
 def prefetched(items: Iterator[T], *, depth: int) -> Generator[T, None, None]:
     """The items, made ahead in a thread; an exception of the maker is raised here.
 
-    Closing the iterator, or leaving it to be collected, ends the thread.
+    Closing the iterator, or leaving it to be collected, ends the thread and closes the maker.
 
     Args:
         items: what is made ahead; only the thread touches it.
@@ -37,6 +37,9 @@ def prefetched(items: Iterator[T], *, depth: int) -> Generator[T, None, None]:
             put([])
         except BaseException as error:  # handed over, not swallowed
             put([], error)
+        finally:
+            if isinstance(items, Generator):
+                items.close()
 
     thread = threading.Thread(target=work, daemon=True, name="prefetch")
     thread.start()

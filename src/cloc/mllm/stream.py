@@ -13,8 +13,8 @@ from torch import Tensor
 
 from cloc.boxes import Letterbox
 from cloc.data.dataset import Dataset, LabeledSample
-from cloc.data.loader import shuffled
-from cloc.data.transforms import decode, letterbox
+from cloc.data.order import shuffled
+from cloc.data.transforms import Picture as EncodedPicture
 from cloc.errors import DataError
 from cloc.mllm.chat import ChatBatch, ChatFormat, Encoded, collate
 from cloc.mllm.instructions import Region, plain, regions_of, sampled_questions
@@ -43,12 +43,11 @@ class Picture:
 def picture_of(sample: LabeledSample, *, image_size: int) -> Picture:
     """Decodes a sample. Raises DataError, naming the image, when it cannot be decoded."""
     try:
-        image = decode(sample.sample.image, at_least=image_size)
+        pixels, frame = EncodedPicture(sample.sample.image).letterbox(image_size)
     except OSError as error:
         raise DataError(f"image {sample.sample.key!r} cannot be decoded ({error}); ingest it again") from None
-    pixels, frame = letterbox(image, size=image_size)
     regions = regions_of(sample.regions, frame=frame)
-    return Picture(sample.sample.key, torch.from_numpy(pixels.copy()), frame, regions)
+    return Picture(sample.sample.key, torch.from_numpy(pixels), frame, regions)
 
 
 @dataclass(frozen=True)

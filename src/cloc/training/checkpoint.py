@@ -6,8 +6,10 @@ checkpoints/step-00000200/{model.safetensors, optimizer.safetensors, state.json}
 import json
 import os
 import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -25,12 +27,14 @@ class TrainingState:
         step: optimiser steps done.
         fingerprint: of everything that must not change when a run goes on (settings, data, ranks).
         cpu_seconds, wall_seconds: spent in the training loop by all ranks together, and by the clock.
+        loaders: where each rank's stream of batches stands; empty at the start.
     """
 
     step: int
     fingerprint: str
     cpu_seconds: float
     wall_seconds: float
+    loaders: Sequence[Mapping[str, Any]] = ()
 
 
 class Checkpoints:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cloc.config.schema import LossConfig
-from cloc.data.loader import Batch
+from cloc.data.batches import Batch
 from cloc.model import losses
 from cloc.model.factory import AnyCLOCModel
 from cloc.model.modeling import Prompted

@@ -8,6 +8,8 @@ import math
 import sys
 import time
 import traceback
+from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -18,14 +20,14 @@ from torch.nn.parallel import DistributedDataParallel
 
 from cloc.config import parse
 from cloc.config.schema import RECORDING
+from cloc.data.batches import Batch
 from cloc.data.dataset import Dataset
-from cloc.data.loader import Batch, LoaderSettings, TrainLoader
-from cloc.data.prefetch import prefetched
+from cloc.data.loader import LoaderSettings, TrainLoader
 from cloc.errors import ClocError, TrainingError
 from cloc.model import factory
 from cloc.stage import fingerprint
 from cloc.training.checkpoint import Checkpoints, TrainingState
-from cloc.training.distributed import Rank, leave, process_group, total
+from cloc.training.distributed import Rank, gathered, leave, process_group, total
 from cloc.training.optimizer import make_optimizers
 from cloc.training.task import CLOCTask, Losses, Objective
 
@@ -115,6 +117,9 @@ class Trainer:
             seed=train.seed,
             rank=self.rank.rank,
             world_size=ranks,
+            buffer=train.shuffle_buffer,
+            augmentation=train.augmentation,
+            workers=train.workers,
         )
 
     def run(self) -> TrainingState:
@@ -126,21 +131,27 @@ class Trainer:
         if self.rank.world_size > 1:
             devices = [self.rank.device] if self.rank.device.type == "cuda" else None
             module = DistributedDataParallel(self.task, device_ids=devices, gradient_as_bucket_view=True)
-        batches = prefetched(self.loader.batches(skip=state.step), depth=2)
+        if state.loaders:
+            self.loader.load_state_dict(state.loaders[self.rank.rank])
         log = _MetricsLog(self.output / METRICS_FILE, start=state.step, job=self.job) if self.rank.is_first else None
         clock = _Clock(state)
-        for step in range(state.step, self.job.steps):
-            losses, gradient_norm = self._step(module, next(batches), step)
-            done = step + 1
-            last = done == self.job.steps
-            if done % self.config.train.log_every == 0 or last or done == 1:
-                self._log(log, done, losses, gradient_norm, clock)
-            if done % self.config.train.checkpoint_every == 0 and not last:
-                self._save(clock.state(done, self.fingerprint))
-        state = clock.state(self.job.steps, self.fingerprint)
+        with closing(self.loader.batches()) as batches:
+            for step in range(state.step, self.job.steps):
+                losses, gradient_norm = self._step(module, next(batches), step)
+                done = step + 1
+                last = done == self.job.steps
+                if done % self.config.train.log_every == 0 or last or done == 1:
+                    self._log(log, done, losses, gradient_norm, clock)
+                if done % self.config.train.checkpoint_every == 0 and not last:
+                    self._save(self._state(clock, done))
+        state = self._state(clock, self.job.steps)
         if self.rank.is_first:
             self._finish(state)
         return state
+
+    def _state(self, clock: "_Clock", step: int) -> TrainingState:
+        """The state after `step` steps; every rank must call it."""
+        return clock.state(step, self.fingerprint, loaders=gathered(self.loader.state_dict()))
 
     def _rate(self, step: int) -> float:
         train = self.config.train
@@ -200,7 +211,7 @@ class Trainer:
             "cpu_seconds": round(state.cpu_seconds, 2),
             "wall_seconds": round(state.wall_seconds, 2),
             "parameters": sum(p.numel() for p in self.model.parameters()),
-            "unusable_samples": self.loader.unusable,
+            "unusable_samples": sum(loader["unusable"] for loader in state.loaders),
         }
         (self.output / SUMMARY_FILE).write_text(json.dumps(summary, indent=2) + "\n")
 
@@ -215,12 +226,12 @@ class _Clock:
     def wall(self) -> float:
         return self._state.wall_seconds + time.monotonic() - self._wall
 
-    def state(self, step: int, fingerprint: str) -> TrainingState:
+    def state(self, step: int, fingerprint: str, *, loaders: Sequence[Mapping[str, Any]]) -> TrainingState:
         """The state after `step` steps; every rank must call it (it sums over them)."""
         own = torch.tensor(time.process_time() - self._cpu, dtype=torch.float64)
         device = "cuda" if torch.distributed.is_initialized() and torch.distributed.get_backend() == "nccl" else "cpu"
         cpu = self._state.cpu_seconds + float(total(own.to(device)))
-        return TrainingState(step, fingerprint, cpu, self.wall)
+        return TrainingState(step, fingerprint, cpu, self.wall, loaders)
 
 
 class _MetricsLog:

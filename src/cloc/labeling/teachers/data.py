@@ -16,7 +16,7 @@ from PIL import Image
 
 from cloc import boxes
 from cloc.data.dataset import Dataset, LabeledSample
-from cloc.data.loader import shuffled
+from cloc.data.order import shuffled
 from cloc.errors import DataError
 from cloc.labeling.captioners import Prompt
 from cloc.labeling.images import BadImageError, decode

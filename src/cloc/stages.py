@@ -111,6 +111,8 @@ def run_stage(
             run.fail(str(error))
             if isinstance(error, GateFailed) and error.result is not None:
                 run.log_result(error.result)
+                if home:
+                    (Path(home) / CONFIG_FILE).write_text(dump(resolved))
             raise
         if home:
             result.save(home)

@@ -84,9 +84,10 @@ class Run:
         self._client.log_inputs(self.run_id, datasets=[DatasetInput(dataset)])
 
     def log_result(self, result: StageResult) -> None:
-        """A stage's metrics, counts, message and artifacts; a metrics.jsonl among them becomes curves."""
+        """A stage's metrics, counts, message and artifacts; a metrics.jsonl among them becomes curves, and the run's
+        description links its pages."""
         self.log_metrics({**result.metrics, **{f"count/{name}": value for name, value in result.counts.items()}})
-        self.set_tag("mlflow.note.content", result.message)
+        pages = []
         for name, location in result.artifacts.items():
             path = Path(location)
             if path.name == "metrics.jsonl":
@@ -94,10 +95,17 @@ class Run:
                 self._log_rows([{key: value for key, value in row.items() if key != "seconds"} for row in rows])
             elif path.is_file() and path.stat().st_size <= _ARTIFACT_LIMIT:
                 self._client.log_artifact(self.run_id, str(path))
+                pages += [f"[{name}]({self._artifact_link(path.name)})"] if path.suffix == ".html" else []
             self.set_tag(f"artifact.{name}", location)
+        self.set_tag("mlflow.note.content", "\n\n".join([result.message, *pages]))
         if result.registers:
             version = self._register(result.registers, result.message)
             self.set_tag("cloc.registered", f"{self._model_name} version {version}")
+
+    def _artifact_link(self, name: str) -> str:
+        """Where MLflow's pages show an artifact of this run, from any of them."""
+        experiment = self._client.get_run(self.run_id).info.experiment_id
+        return f"#/experiments/{experiment}/runs/{self.run_id}/artifacts/{name}"
 
     def set_tag(self, name: str, value: str) -> None:
         """A tag; names are reduced to the characters that MLflow takes."""

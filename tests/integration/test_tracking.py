@@ -67,6 +67,21 @@ def test_a_failed_stage_says_why(config: TrackingConfig, client: MlflowClient) -
     assert found.data.tags["cloc.failure"] == "3 of 31 checks failed"
 
 
+def test_pages_are_artifacts_that_the_description_links(
+    config: TrackingConfig, client: MlflowClient, tmp_path: Path
+) -> None:
+    page = tmp_path / "index.html"
+    page.write_text("<html></html>")
+    with tracking.stage_run(config, stage="validation", settings={}) as run:
+        run.log_result(
+            StageResult("validation", message="48 checks passed", artifacts={"validation report": str(page)})
+        )
+    found = client.get_run(run.run_id)
+    link = f"#/experiments/{found.info.experiment_id}/runs/{run.run_id}/artifacts/index.html"
+    assert found.data.tags["mlflow.note.content"] == f"48 checks passed\n\n[validation report]({link})"
+    assert "index.html" in [item.path for item in client.list_artifacts(run.run_id)]
+
+
 def test_curves_data_sets_and_the_registered_model(
     config: TrackingConfig, client: MlflowClient, tmp_path: Path, make_dataset
 ) -> None:

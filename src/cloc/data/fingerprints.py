@@ -21,6 +21,7 @@ from cloc.data.storage import Storage, open_storage
 from cloc.errors import DataError
 
 _PROGRESS_S = 8.0
+_MAX_PIXELS = 1 << 28  # a bomb stays shut; what is in a data set was judged by its own limit when it was made
 
 
 @dataclass(frozen=True)
@@ -65,15 +66,15 @@ def row(key: str, body: bytes, phash: int) -> dict[str, Any]:
     return {"key": key, "sha256": hashlib.sha256(body).digest(), "phash": phash}
 
 
-def has_fingerprints(dataset: Dataset, shard: Shard) -> bool:
+def is_made(storage: Storage, shard: Shard) -> bool:
     """Whether the shard's table is there and was made of its tar."""
-    info = tables.table_info(dataset.images, "fingerprints", shard.name)
+    info = tables.table_info(storage, "fingerprints", shard.name)
     return info is not None and info.input_hash == shard.sha256
 
 
 def missing(dataset: Dataset) -> list[Shard]:
     """Shards without fingerprints."""
-    return [shard for shard in dataset.manifest.shards if not has_fingerprints(dataset, shard)]
+    return [shard for shard in dataset.manifest.shards if not is_made(dataset.images, shard)]
 
 
 def read(dataset: Dataset, shard: Shard) -> Fingerprints:
@@ -142,9 +143,6 @@ def _make(url: str, shard: Shard) -> int:
             undecodable += 1  # what reads the images quarantines it, with the reason
     write(storage, shard, rows)
     return undecodable
-
-
-_MAX_PIXELS = 1 << 28  # a bomb stays shut; what is in a data set already was judged when it was made
 
 
 def write(storage: Storage, shard: Shard, rows: Iterable[Mapping[str, Any]]) -> None:

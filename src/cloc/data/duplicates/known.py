@@ -43,7 +43,7 @@ class KnownImages:
         sets = [(url, Dataset.open(url)) for url in urls]
         prints = [(url, dataset, shard) for url, dataset in sets for shard in dataset.manifest.shards]
         for url, dataset, shard in prints:
-            if not fingerprints.has_fingerprints(dataset, shard):
+            if not fingerprints.is_made(dataset.images, shard):
                 raise DataError(
                     f"{url}: shard {shard.name} has no fingerprints; run: cloc data duplicates --data {url}"
                 )

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 
 from cloc.config.schema import ScenesConfig
+from cloc.data import fingerprints
+from cloc.data.images import perceptual_hash
 from cloc.data.scenes.alt_text import alt_text, region_text
 from cloc.data.scenes.captions import caption
 from cloc.data.scenes.render import Scene, encode_jpeg, render
@@ -18,6 +20,7 @@ from cloc.data.schema import Shard
 from cloc.data.shards import Sample, ShardWriter
 from cloc.data.storage import Storage, open_storage
 from cloc.data.tables import is_current, read_table, write_table
+from cloc.data.transforms import decode
 from cloc.stage import fingerprint
 
 # Part of what a shard's tables are compared by: raise it whenever the same settings give other pictures or texts.
@@ -91,12 +94,15 @@ def write_shard(job: ShardJob) -> ShardReport:
     writer = ShardWriter()
     captions: list[dict[str, Any]] = []
     regions: list[dict[str, Any]] = []
+    prints: list[dict[str, Any]] = []
     for index in range(job.start, job.stop):
-        _add_picture(job, index, writer=writer, captions=captions, regions=regions)
+        sample = _add_picture(job, index, writer=writer, captions=captions, regions=regions)
+        prints.append(fingerprints.row(sample.key, sample.image, perceptual_hash(decode(sample.image))))
     shard = writer.write(storage, job.name)
     hashes = {"input_hash": shard.sha256, "config_hash": job.config_hash}
     write_table(storage, "captions", job.name, captions, **hashes)
     write_table(storage, "regions", job.name, regions, **hashes)
+    fingerprints.write(storage, shard, prints)
     return ShardReport(shard=shard, regions=len(regions), reused=False)
 
 
@@ -109,7 +115,7 @@ def picture(job: ShardJob, index: int) -> tuple[np.random.Generator, Scene]:
 
 def _add_picture(
     job: ShardJob, index: int, *, writer: ShardWriter, captions: list[dict[str, Any]], regions: list[dict[str, Any]]
-) -> None:
+) -> Sample:
     rng, scene = picture(job, index)
     key = f"{job.split}-{index:08d}"
     height, width, _ = scene.pixels.shape
@@ -122,13 +128,15 @@ def _add_picture(
         "closeup": scene.closeup,
     }
     body = encode_jpeg(scene.pixels, quality=int(rng.integers(75, 96)))
-    writer.add(Sample(key=key, image=body, suffix="jpg", meta=meta))
+    sample = Sample(key=key, image=body, suffix="jpg", meta=meta)
+    writer.add(sample)
     captions.append({"key": key, "text": caption(rng, scene), "kind": "human", "model": "human"})
     for item in scene.objects:
         x1, y1, x2, y2 = item.box
         text = region_text(rng, item)
         row = {"key": key, "x1": x1, "y1": y1, "x2": x2, "y2": y2, "text": text}
         regions.append({**row, "score": 1.0, "source": "human", "label": item.kind.name})
+    return sample
 
 
 def _existing(storage: Storage, job: ShardJob) -> ShardReport | None:
@@ -142,6 +150,8 @@ def _existing(storage: Storage, job: ShardJob) -> ShardReport | None:
     if not is_current(storage, "captions", job.name, **hashes):
         return None
     if not is_current(storage, "regions", job.name, **hashes):
+        return None
+    if not fingerprints.is_made(storage, shard):
         return None
     return ShardReport(shard=shard, regions=len(read_table(storage, "regions", job.name)), reused=True)
 

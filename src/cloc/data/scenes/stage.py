@@ -125,6 +125,7 @@ def _is_finished(jobs: Sequence[ShardJob]) -> bool:
         storage.exists(shard.path)
         and has_table(storage, "captions", shard.name)
         and has_table(storage, "regions", shard.name)
+        and has_table(storage, "fingerprints", shard.name)
         for shard in manifest.shards
     )
 

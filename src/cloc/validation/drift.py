@@ -80,6 +80,7 @@ class Reference:
             if mean is None or not moments.count:
                 continue  # one of the two sets has none of it, which other checks judge
             found[f"drift_{name}"] = distance(histogram.counts.tolist(), self.counts[name])
-            spread = max(self.numbers[f"std_{name}"], 1e-6 * max(abs(mean), 1.0))
+            # Of a quantity that hardly varies, a tenth of its mean is a difference.
+            spread = max(self.numbers[f"std_{name}"], 0.1 * abs(mean), 1e-3)
             found[f"drift_mean_{name}"] = abs(moments.mean - mean) / spread
         return found

@@ -19,6 +19,20 @@ _BATCH_ROWS = 50_000
 _RESULT_FORMAT = {"result_format": "COMPLETE", "partial_unexpected_count": 0, "return_unexpected_index_query": False}
 
 
+class Suite:
+    """Expectations that frames of one kind are held against."""
+
+    def __init__(self, context: Any, *, name: str, expectations: Sequence[Any]) -> None:
+        self._suite = gx.ExpectationSuite(name=name, expectations=list(expectations))
+        asset = context.data_sources.add_pandas(name).add_dataframe_asset(name)
+        self._batches = asset.add_batch_definition_whole_dataframe(name)
+
+    def judge(self, frame: pd.DataFrame) -> list[Any]:
+        """Great Expectations' results, one an expectation."""
+        batch = self._batches.get_batch(batch_parameters={"dataframe": frame})
+        return list(batch.validate(self._suite, result_format=_RESULT_FORMAT).results)
+
+
 class TableSuite:
     """The row-wise checks of one table, run over a few shards at a time; keeps sums, and at most `_BATCH_ROWS` rows
     and a shard."""
@@ -26,9 +40,7 @@ class TableSuite:
     def __init__(self, context: Any, *, table: str, checks: Sequence[RowCheck]) -> None:
         self._checks = {check.id: check for check in checks}
         self._tallies = {check.id: Tally() for check in checks}
-        self._suite = gx.ExpectationSuite(name=table, expectations=[check.expectation for check in checks])
-        source = context.data_sources.add_pandas(table)
-        self._batches = source.add_dataframe_asset(table).add_batch_definition_whole_dataframe("shards")
+        self._suite = Suite(context, name=table, expectations=[check.expectation for check in checks])
         self._waiting: list[pd.DataFrame] = []
 
     def add(self, frame: pd.DataFrame, *, shard: str) -> None:
@@ -43,9 +55,7 @@ class TableSuite:
             return
         frame = pd.concat(self._waiting, ignore_index=True)
         self._waiting = []
-        batch = self._batches.get_batch(batch_parameters={"dataframe": frame})
-        outcome = batch.validate(self._suite, result_format=_RESULT_FORMAT)
-        for item in outcome.results:
+        for item in self._suite.judge(frame):
             check = self._checks[item.expectation_config.meta["check"]]
             result = _result(item, check=check.id)
             rows = [int(row) for row in result["unexpected_index_list"][:EXAMPLES]]
@@ -81,7 +91,8 @@ class Engine:
         known = {check.id: check for check in checks if check.column in numbers}
         frame = pd.DataFrame([dict(numbers)])
         results = {check.id: _unknown(check) for check in checks if check.unknown and check.id not in known}
-        for item in self._run_checkpoint(list(known.values()), frame).results:
+        suite = Suite(self._context, name="data_set", expectations=[check.expectation for check in known.values()])
+        for item in suite.judge(frame):
             check = known[item.expectation_config.meta["check"]]
             observed = float(_result(item, check=check.id)["observed_value"])
             results[check.id] = CheckResult(
@@ -96,22 +107,6 @@ class Engine:
                 level=check.level,
             )
         return [results[check.id] for check in checks if check.id in results]
-
-    def _run_checkpoint(self, checks: Sequence[SetCheck], frame: pd.DataFrame) -> Any:
-        context = self._context
-        suite = context.suites.add(
-            gx.ExpectationSuite(name="data set", expectations=[check.expectation for check in checks])
-        )
-        asset = context.data_sources.add_pandas("data set").add_dataframe_asset("summary")
-        batches = asset.add_batch_definition_whole_dataframe("all shards")
-        validation = context.validation_definitions.add(
-            gx.ValidationDefinition(name="data set", data=batches, suite=suite)
-        )
-        checkpoint = context.checkpoints.add(
-            gx.Checkpoint(name="gate", validation_definitions=[validation], result_format="SUMMARY")
-        )
-        outcome = checkpoint.run(batch_parameters={"dataframe": frame})
-        return next(iter(outcome.run_results.values()))
 
 
 def verdict(check: RowCheck, tally: Tally) -> CheckResult:

@@ -38,7 +38,7 @@ class ShardFrames:
             where there is none), described_words.
         regions: the contract's columns, and words, images_with_key, described (the text; missing where there is none),
             finite (coordinates), side (share of the image), detected (by a model, not by people), supported (its text
-            occurs in a text of its image), supported_next (in one of the next image).
+            occurs in a text of its image), supported_near (in how many of its two neighbours' texts).
         lost: images of the shard that a labelling stage quarantined and left without caption or region.
     """
 
@@ -127,18 +127,22 @@ def _derive_regions(regions: pd.DataFrame) -> None:
 
 
 def _derive_support(regions: pd.DataFrame, *, captions: pd.DataFrame, keys: pd.Series, alt_texts: pd.Series) -> None:
-    """Whether the texts of regions occur in the texts of their image, and, to compare with, of the shard's next one."""
+    """Whether the texts of regions occur in the texts of their image, and, to compare with, of those
+    before and after it in the shard."""
     said: dict[str, str] = defaultdict(str)
     for key, text in (
         *zip(captions["key"], normalised(captions["text"]), strict=True),
         *zip(keys, normalised(alt_texts), strict=True),
     ):
         said[key] += text
-    following = dict(zip(keys, [*keys[1:], *keys[:1]], strict=True))
-    texts = normalised(regions["text"])
-    pairs = list(zip(regions["key"], texts, strict=True))
-    regions["supported"] = [text in said[key] if key in following else False for key, text in pairs]
-    regions["supported_next"] = [text in said[following[key]] if key in following else False for key, text in pairs]
+    order = keys.tolist()
+    before = dict(zip(order, [order[-1], *order[:-1]], strict=True))
+    after = dict(zip(order, [*order[1:], order[0]], strict=True))
+    pairs = [(key, text) for key, text in zip(regions["key"], normalised(regions["text"]), strict=True)]
+    regions["supported"] = [key in after and text in said[key] for key, text in pairs]
+    regions["supported_near"] = [
+        (text in said[before[key]]) + (text in said[after[key]]) if key in after else 0 for key, text in pairs
+    ]
 
 
 def _derive_images(images: pd.DataFrame, *, captions: pd.DataFrame, regions: pd.DataFrame) -> None:

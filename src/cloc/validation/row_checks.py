@@ -101,7 +101,7 @@ def caption_checks(config: Config) -> tuple[RowCheck, ...]:
         ),
         _row(
             gxe.ExpectCompoundColumnsToBeUnique(
-                column_list=["key", "kind", "model", "text", SHARD], mostly=limits.mostly
+                column_list=["key", "kind", "model", "text", SHARD], mostly=1 - limits.max_repeated_rows
             ),
             id="captions/row_unique",
             name="No caption stands twice for an image",
@@ -148,7 +148,9 @@ def region_checks(config: Config) -> tuple[RowCheck, ...]:
             name="Scores lie from 0 to 1",
         ),
         _row(
-            gxe.ExpectCompoundColumnsToBeUnique(column_list=["key", *BOX, "text", SHARD], mostly=mostly),
+            gxe.ExpectCompoundColumnsToBeUnique(
+                column_list=["key", *BOX, "text", SHARD], mostly=1 - limits.max_repeated_rows
+            ),
             id="regions/row_unique",
             name="No region stands twice for an image",
             columns=(*BOX, "text"),

@@ -210,7 +210,7 @@ def _match_limits(limits: ValidationConfig) -> tuple[SetCheck, ...]:
         ),
         SetCheck(
             "set/phrase_lift",
-            "Texts of regions occur more often in texts of their image than in the next one's",
+            "How much more often texts of regions occur in texts of their image than of its neighbours",
             "phrase_lift",
             minimum=limits.min_phrase_lift,
             hint=hint,

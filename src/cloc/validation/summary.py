@@ -37,8 +37,8 @@ class Summary:
         shards, full_shards, empty_shards: all; those of 20 images or more; of these, those without captions or regions.
         boxes: valid boxes: finite, inside, in order.
         pixel_boxes, whole_boxes, left, right, top, bottom: boxes that are like pixels, cover their image, touch a side.
-        detected, supported, supported_next, detected_supported: regions of known images: by a model; whose text occurs
-            in a text of their image, in one of the next image; by a model and in a text of their image.
+        detected, supported, supported_near, detected_supported: regions of known images: by a model; whose text occurs
+            in a text of their image, of the images beside it (0, 1 or 2); by a model and in a text of their image.
         common, texts, labels, corners: the most common caption, text of a region, class, box (in thousandths).
         sample, region_sample, keys: distinct captions, texts of regions, keys of images.
         scores: how often each score of detected regions came, in thousandths, shape (1001,).
@@ -69,7 +69,7 @@ class Summary:
     detected: int = 0
     detected_supported: int = 0
     supported: int = 0
-    supported_next: int = 0
+    supported_near: int = 0
     common: CommonTexts = field(default_factory=CommonTexts)
     texts: CommonTexts = field(default_factory=CommonTexts)
     labels: CommonTexts = field(default_factory=CommonTexts)
@@ -112,7 +112,7 @@ class Summary:
         described, labels = regions["described"].dropna(), regions["label"].dropna()
         self.known_regions += len(known)
         self.supported += int(known["supported"].sum())
-        self.supported_next += int(known["supported_next"].sum())
+        self.supported_near += int(known["supported_near"].sum())
         self.detected += int(known["detected"].sum())
         self.detected_supported += int((known["detected"] & known["supported"]).sum())
         self.texts.add(described)
@@ -223,8 +223,8 @@ class Summary:
         if self.detected >= _LEAST_TEXTS:
             numbers["phrase_support"] = self.detected_supported / self.detected
         # Where texts of regions never occur in any text, nothing can be told from it.
-        if self.known_regions >= _LEAST_TEXTS and self.supported + self.supported_next >= 0.02 * self.known_regions:
-            numbers["phrase_lift"] = (self.supported - self.supported_next) / self.known_regions
+        if self.known_regions >= _LEAST_TEXTS and self.supported + self.supported_near >= 0.02 * self.known_regions:
+            numbers["phrase_lift"] = (self.supported - self.supported_near / 2) / self.known_regions
         if len(self.sample.texts) >= _LEAST_TEXTS:
             numbers["length_pileup"] = max(self._pileup("characters"), self._pileup("words"))
         return numbers

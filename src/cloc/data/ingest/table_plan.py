@@ -109,7 +109,8 @@ def plan_columns(schema: pa.Schema, named: Mapping[str, str], *, where: str) -> 
     image = named.get("image") or _find_image(schema, features, where=where)
     columns = {role: column for role, column in named.items() if role not in ("image", *_OPTIONS)}
     for role, usual in _USUAL.items():
-        columns.setdefault(role, _usual_column(role, usual, schema, where=where))
+        if role not in columns:
+            columns[role] = _usual_column(role, usual, schema, where=where)
     for pair in (("boxes", "texts"), ("width", "height")):
         if len(columns.keys() & pair) == 1:
             raise DataError(f"columns: {' and '.join(pair)} belong together; name both or none")

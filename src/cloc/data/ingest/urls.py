@@ -87,10 +87,11 @@ def read_urls(*, urls: str, columns: str = "", work: str, images_per_shard: int,
     wanted = {"list": _version(listed.path), "command": command(listed, Path(), images_per_shard=images_per_shard)[1:]}
     made_from, tars = fingerprint(wanted), work_folder / "tars"
     if not _is_finished(work_folder, made_from=made_from):
+        program = _program()
         tars.mkdir(parents=True, exist_ok=True)
         _write_record(work_folder, made_from=made_from, finished=False)
         listed = _as_parquet(listed, work_folder) if listed.format == "txt" else listed
-        _fetch(command(listed, tars, images_per_shard=images_per_shard, processes=processes))
+        _fetch([program, *command(listed, tars, images_per_shard=images_per_shard, processes=processes)[1:]])
         _check_finished(tars)
         _write_record(work_folder, made_from=made_from, finished=True)
     fetched = _fetched(tars, urls)
@@ -213,16 +214,20 @@ def command(listed: UrlList, tars: Path, *, images_per_shard: int, processes: in
     return [PROGRAM, *(f"--{name}={value!r}" for name, value in options.items())]
 
 
-def _fetch(arguments: Sequence[str]) -> None:
-    """Runs the program to its end and shows what it says."""
+def _program() -> str:
     program = shutil.which(PROGRAM)
     if program is None:
         raise DataError(
             f"urls: {PROGRAM} is not installed; give it an environment of its own "
             f"(`pipx install {PROGRAM}` or `uv tool install {PROGRAM}`) and put its folder on PATH"
         )
+    return program
+
+
+def _fetch(arguments: Sequence[str]) -> None:
+    """Runs the program to its end and shows what it says."""
     said: deque[str] = deque(maxlen=1)
-    with _running([program, *arguments[1:]]) as process:
+    with _running(arguments) as process:
         assert process.stdout is not None
         for line in process.stdout:
             if line.strip():

@@ -602,8 +602,10 @@ def test_grit_in_a_samples_json() -> None:
     ]
     assert labels.problems == ()
     assert labels_of_json({"caption": "x"}).alt_text == ("x",)
-    for nothing in ({}, {"caption": None}, {"caption": " ", "noun_chunks": _CHUNKS}):
+    for nothing in ({}, {"caption": None}, {"caption": " ", "noun_chunks": []}):
         assert labels_of_json(nothing) == type(labels)()
+    assert labels_of_json({"noun_chunks": _CHUNKS}).problems == ("box: there is no caption for its 2 regions",)
+    assert labels_of_json({"caption": ["x"]}).problems == ("caption: expected a text, got list",)
 
 
 @pytest.mark.parametrize(

@@ -160,12 +160,16 @@ def labels_of_json(meta: Mapping[str, Any]) -> SampleLabels:
     A row without these columns gives its caption alone, one without a caption nothing.
     """
     caption = meta.get("caption")
-    if not isinstance(caption, str) or not caption.strip():
-        return SampleLabels()
+    entries = {name: list(_entries(meta.get(name))) for name in _LISTS}
+    if caption is None or not str(caption).strip():
+        lost = sum(map(len, entries.values()))
+        return SampleLabels(problems=(f"box: there is no caption for its {lost} regions",) if lost else ())
+    if not isinstance(caption, str):
+        return SampleLabels(problems=(f"caption: expected a text, got {type(caption).__name__}",))
     boxes: dict[tuple[Any, ...], LabeledBox] = {}
     problems = []
     for name in _LISTS:
-        for index, entry in enumerate(_entries(meta.get(name))):
+        for index, entry in enumerate(entries[name]):
             box = _box(entry, caption)
             if isinstance(box, str):
                 problems.append(f"box: {name}[{index}]: {box}")

@@ -7,6 +7,7 @@ import json
 import random
 import subprocess
 import sys
+import time
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -157,6 +158,12 @@ def test_broken_json_is_one_line(tmp_path: Path, backend: str, body: bytes, mess
     assert str(caught.value).startswith(f"w: {tmp_path}/x.json")
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_list_with_something_behind_it(tmp_path: Path, backend: str) -> None:
+    (tmp_path / "x.json").write_text("[1] 2")
+    with pytest.raises(DataError, match="not valid JSON"):
+        list(entries_of_list(str(tmp_path / "x.json"), what="w"))
 
 
 def test_json_that_cannot_be_read(tmp_path: Path) -> None:
@@ -413,6 +420,15 @@ def test_flickr30k_entities_with_faults_in_single_images(tmp_path: Path) -> None
     assert sorted(found) == ["1", "2", "3", "4", "5", "6"], "a fault in its labels does not cost an image"
     assert captions(found["6"], "human") == ["A man ."]
     assert regions(found["4"])[0] == ("A group of friends", [0, 0, 60, 40])
+
+
+def test_flickr30k_sentences_that_are_hostile_end_soon(tmp_path: Path) -> None:
+    put_image(tmp_path / "images/1.jpg")
+    put_entities(tmp_path / "f30k", "1", sentences="[/EN#1" + "/a" * 100_000 + "\n" + "[/EN#2/x " * 50_000)
+    start = time.monotonic()
+    ingest(tmp_path, "flickr30k", images=tmp_path / "images", annotations=tmp_path / "f30k")
+    assert time.monotonic() - start < 10
+    assert [reason[:22] for reason in quarantine(tmp_path)["1"]] == ["caption: 1.txt, line 1", "caption: 1.txt, line 2"]
 
 
 def test_flickr30k_splits_are_lists_of_ids(tmp_path: Path) -> None:

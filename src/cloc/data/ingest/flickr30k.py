@@ -24,7 +24,7 @@ from cloc.data.ingest.parts import ShardSize, Source, file_parts
 from cloc.data.ingest.records import LabeledBox, Record, image_folder, key_of
 from cloc.errors import DataError
 
-_MARK = re.compile(r"\[/EN#(\d+)(?:/[^\s\[\]]+)+ ([^\[\]]*)\]")
+_MARK = re.compile(r"\[/EN#(\d+)(?:/[^\s\[\]/]+)+ ([^\[\]]*)\]")
 # Real files have some kilobytes.
 _MAX_FILE = 2**20
 

@@ -112,7 +112,7 @@ def test_shard_cut_anywhere_is_told() -> None:
             list(read_shard(io.BytesIO(body[:cut]), source="s.tar"))
     # Cut exactly between two samples, where the tar format alone would not tell.
     between = len(tar_of(SAMPLES[:2]).rstrip(b"\0")) // 512 * 512 + 512
-    with pytest.raises(DataError, match="truncated after 2 samples"):
+    with pytest.raises(DataError, match="the tar ends before its end-of-archive mark"):
         list(read_shard(io.BytesIO(body[:between]), source="s.tar"))
 
 
@@ -281,7 +281,7 @@ def test_a_write_that_fails_leaves_the_old_object_whole(tmp_path: Path, monkeypa
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "replace", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(DataError, match="No space left .*free some space"):
         storage.write_bytes("a/b", b"new")
     assert storage.read_bytes("a/b") == b"old"
     assert storage.list("a") == ["a/b"]

@@ -74,15 +74,16 @@ def read_groups(
     group, skipped = None, False
     for member in tar:
         stem, suffix = _split(member)
-        key = safe_key(stem)
-        if group is None or key != group.key:
+        if group is None or (stem != group.name and safe_key(stem) != group.key):
             if group is not None and not skipped:
                 yield group
-            group, skipped = Group(key=key, name=stem), skip(key)
+            group = Group(key=safe_key(stem), name=stem)
+            skipped = skip(group.key)
         if not skipped:
             _add(group, member, suffix, tar, max_text_bytes=max_text_bytes, texts=texts)
     if group is not None and not skipped:
         yield group
+    tar.finish()
 
 
 def _split(member: str) -> tuple[str, str]:

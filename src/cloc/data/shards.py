@@ -11,14 +11,13 @@ from typing import Any, BinaryIO
 
 from cloc.data.schema import IMAGE_SUFFIXES, Shard
 from cloc.data.storage import Storage
-from cloc.data.tar import TarStream
+from cloc.data.tar import BrokenTarError, TarStream
 from cloc.errors import DataError
 
 # A USTAR header holds 100 characters of a name without folders: 95 leave room for ".webp" and ".json".
 MAX_KEY = 95
 _KEY = re.compile(rf"[A-Za-z0-9_\-]{{1,{MAX_KEY}}}")
 _NOT_IN_KEY = re.compile(r"[^A-Za-z0-9_\-]")
-_END_OF_TAR = bytes(2 * tarfile.BLOCKSIZE)
 
 
 @dataclass(frozen=True)
@@ -91,22 +90,6 @@ class ShardWriter:
         return Shard(name=name, path=path, images=len(self), bytes=len(body), sha256=digest)
 
 
-class _TailReader(io.RawIOBase):
-    """Passes a stream on and remembers its last bytes: tarfile takes a tar that is cut at a header for a whole one."""
-
-    def __init__(self, stream: BinaryIO) -> None:
-        self._stream = stream
-        self.tail = b""
-
-    def readable(self) -> bool:
-        return True
-
-    def read(self, size: int = -1) -> bytes:
-        body = self._stream.read(size)
-        self.tail = (self.tail + body)[-len(_END_OF_TAR) :]
-        return body
-
-
 def read_shard(stream: BinaryIO, *, source: str, images: int | None = None) -> Iterator[Sample]:
     """Samples of a tar, streamed in order; members of one sample are neighbours, as WebDataset demands.
 
@@ -120,41 +103,32 @@ def read_shard(stream: BinaryIO, *, source: str, images: int | None = None) -> I
             or no image; names `source`.
     """
     found = 0
-    reader = _TailReader(stream)
     try:
-        with tarfile.open(fileobj=reader, mode="r|") as tar:
-            for sample in _samples(tar, source=source):
-                found += 1
-                yield sample
-        while reader.read(1 << 20):
-            pass
-    except (tarfile.TarError, EOFError) as error:
-        raise DataError(f"{source}: empty, truncated or not a tar ({error}); write this shard again") from None
-    if reader.tail != _END_OF_TAR:
-        raise DataError(f"{source}: truncated after {found} samples (no end-of-archive mark); write this shard again")
+        for sample in _samples(TarStream(stream, source=source), source=source):
+            found += 1
+            yield sample
+    except BrokenTarError as error:
+        raise DataError(f"{source}: empty, truncated or not a tar: {error.reason}; write this shard again") from None
     if not found:
         raise DataError(f"{source}: empty shard (a tar without samples); leave it out of the manifest")
     if images is not None and found != images:
         raise DataError(f"{source}: {found} samples, the manifest says {images}; write this shard again")
 
 
-def _samples(tar: tarfile.TarFile, *, source: str) -> Iterator[Sample]:
+def _samples(tar: TarStream, *, source: str) -> Iterator[Sample]:
     key, parts = "", dict[str, bytes]()
-    for member in tar:
-        if not member.isfile():
-            continue
-        stem, _, suffix = member.name.partition(".")
+    for name in tar:
+        stem, _, suffix = name.partition(".")
         if not _KEY.fullmatch(stem):
-            raise DataError(_bad_key(member.name, source=source))
+            raise DataError(_bad_key(name, source=source))
         if stem != key and parts:
             yield _sample(key, parts, source=source)
             parts = {}
         key = stem
-        body = tar.extractfile(member)
-        assert body is not None
-        parts[suffix.lower()] = body.read()
+        parts[suffix.lower()] = tar.read()
     if parts:
         yield _sample(key, parts, source=source)
+    tar.finish()
 
 
 def _sample(key: str, parts: Mapping[str, bytes], *, source: str) -> Sample:

@@ -98,6 +98,16 @@ class TarStream:
         self._size = 0
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
+    def finish(self) -> None:
+        """Reads what is behind the last member: nothing but zeros. Raises BrokenTarError when it is something else."""
+        passed = 0
+        while rest := self._stream.read(_BLOCK << 11):
+            passed += len(rest)
+            if rest.count(0) != len(rest):
+                raise BrokenTarError(self._source, "more data behind its end-of-archive mark (two tars in one file?)")
+        if passed < _BLOCK:  # the mark is two blocks, one of which ended the members
+            raise self._truncated()
+
     def _begin(self, size: int) -> None:
         self._size, self._left = size, -(-size // _BLOCK) * _BLOCK
 

@@ -135,7 +135,6 @@ class _Reading:
                     tick(done)
         except BrokenTarError as error:
             raise BrokenTarError(url, counted.packed or error.reason) from None
-        _drain(buffered, url)
         return self._entry(counted)
 
     def _take(self, group: Group) -> None:
@@ -216,13 +215,6 @@ class _Counted(io.RawIOBase):
         return f"compressed ({kind}), which is taken only unpacked" if kind else ""
 
 
-def _drain(stream: BinaryIO, url: str) -> None:
-    """Reads what is behind the end-of-archive mark: padding."""
-    while body := stream.read(_BUFFER):
-        if body.count(0) != len(body):
-            raise BrokenTarError(url, "more data behind its end-of-archive mark (two tars in one file?)")
-
-
 def _record(group: Group) -> Record | str:
     """The labels of a sample, or why it cannot be used."""
     if group.problem:
@@ -239,7 +231,7 @@ def _record(group: Group) -> Record | str:
         problems.append(f"caption: {group.text_problem or 'its .txt is not UTF-8'}")
     return Record(
         key=group.key,
-        name=group.name,
+        name=f"{group.name}.{next(iter(group.suffixes))}",
         alt_text=alt_text,
         boxes=labels.boxes,
         source=meta["source"],

@@ -75,7 +75,8 @@ def test_keys_known(engine: Engine) -> None:
 
 
 CLEAN = (
-    "a café in Paris", "the woman\u2019s hat", "Красный дом", "赤い家の前の犬", "a plain text", "5 ° below zero \u2013 cold",
+    "a café in Paris", "the woman\u2019s hat", "Красный дом", "赤い家の前の犬", "a plain text",
+    "5 ° below zero \u2013 cold",
 )  # fmt: skip
 GARBLED = (*(text.encode().decode("latin-1") for text in CLEAN[:3]), "a broken \ufffd sign")
 

@@ -222,7 +222,7 @@ class ValidationConfig(Section):
     max_duplicate_images: Share = 0.1
     """Largest share of images that occur earlier in the set, equal or nearly."""
     max_leaked_images: Share = 0.0
-    """Largest share of images that occur in a test split of the collection, equal or nearly."""
+    """Largest share of the test splits' images that occur in the training data, equal or nearly."""
     min_caption_coverage: Share = 0.95
     """Least share of images with a caption that is not the alt-text."""
     min_caption_words: NonNegative = 2

@@ -4,8 +4,10 @@ from cloc.config import Config
 from cloc.config.schema import ValidationConfig
 from cloc.validation.checks import SetCheck
 from cloc.validation.distributions import histograms
+from cloc.validation.occurrences import DUPLICATES, LEAKED
 
 _LITTLE = "Grounding found little: captions without things in them, or grounding.score_threshold is too high."
+_NO_FINGERPRINTS = "The images have no fingerprints: ingest writes them."
 _MOVED = "Boxes were shifted, or scaled by another size than their image's."
 
 
@@ -47,21 +49,22 @@ def _image_limits(limits: ValidationConfig) -> tuple[SetCheck, ...]:
             hint="Shards were listed twice, or sources with the same keys were put together.",
         ),
         SetCheck(
-            "set/duplicate_images",
+            DUPLICATES,
             "Images that occur earlier in the set, equal or nearly",
             "duplicate_images",
             maximum=limits.max_duplicate_images,
             hint="Duplicates are learnt by heart; ingest can leave them out.",
             level="warn",
-            unknown="The data set has no fingerprints: ingest writes them.",
+            unknown=_NO_FINGERPRINTS,
         ),
         SetCheck(
-            "set/leaked_images",
-            "Images that occur in a test split, equal or nearly",
+            LEAKED,
+            "Test images that occur in this set, equal or nearly",
             "leaked_images",
             maximum=limits.max_leaked_images,
             hint="Figures of these splits are too good; ingest can leave such images out.",
             level="warn",
+            unknown=_NO_FINGERPRINTS,
         ),
     )
 

@@ -5,7 +5,7 @@ that is not kept then stops the pipeline with GateFailed. Memory is that of a ba
 whatever the size of the set.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import yaml
@@ -20,6 +20,7 @@ from cloc.validation.drift import Reference
 from cloc.validation.engine import Engine, verdict
 from cloc.validation.gallery import draw_findings
 from cloc.validation.languages import language_share
+from cloc.validation.occurrences import LEAKED, count_occurrences
 from cloc.validation.passes import check_shards
 from cloc.validation.report import DOCS_FILE, JSON_FILE, PAGE_FILE, Report, Source, counts
 from cloc.validation.results import Tally
@@ -65,9 +66,12 @@ def run(config: Config, *, inputs: Inputs, outputs: Outputs) -> StageResult:
     reference = Reference.load(config.validation.reference) if config.validation.reference else None
     passing = check_shards(config, dataset)
     summary, folder = passing.sums.summary, Path(outputs.report)
-    summary.extra |= _further_numbers(config, summary, reference)
+    twice = count_occurrences(config, dataset, data=inputs.data)
+    summary.extra |= twice.numbers | _further_numbers(config, summary, reference)
+    limits = [check for check in checks.data_set if twice.has_tests or check.id != LEAKED]
     rows = [verdict(check, passing.sums.tallies.get(check.id, Tally())) for check in checks.rows]
-    results = [*Engine().check_set(checks.data_set, summary.numbers()), *rows]
+    wholes = Engine().check_set(limits, summary.numbers())
+    results = [*(replace(item, examples=twice.examples.get(item.id, ())) for item in wholes), *rows]
     findings = draw_findings(config, dataset, results)
     report = Report(
         source=_source(config, inputs),

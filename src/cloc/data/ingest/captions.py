@@ -17,7 +17,7 @@ import json
 import math
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -37,12 +37,12 @@ _BATCH_ROWS = 4096
 class Labels:
     """What the files say of one image; see the attributes of `Record`."""
 
-    captions: list[str] = field(default_factory=list)
+    captions: tuple[str, ...] = ()
     source: str = ""
     licence: str = ""
     boxes: tuple[LabeledBox, ...] = ()
     annotated_size: tuple[int, int] | None = None
-    problems: list[str] = field(default_factory=list)
+    problems: tuple[str, ...] = ()
 
 
 # --- tables
@@ -79,7 +79,7 @@ def _add(entries: dict[str, Labels], row: Any, names: Mapping[str, str], *, sour
     if texts is None:
         raise DataError(f"{source}: `{caption}` is a text or a list of texts, got {type(row[caption]).__name__}")
     entry = entries.setdefault(row[file], Labels())
-    entry.captions.extend(texts)
+    entry.captions += tuple(texts)
     # A table of millions of rows has few licences: each is held once.
     entry.source = str(row.get(names["source"]) or entry.source)
     entry.licence = sys.intern(str(row.get(names["licence"]) or entry.licence))
@@ -180,7 +180,7 @@ def read_sidecar(path: Path, *, max_bytes: int) -> Labels:
     except OSError as error:
         return _refused(f"{path.name} cannot be read ({error.strerror})")
     if path.suffix.lower() == ".txt":
-        return Labels(captions=[text.strip()])
+        return Labels(captions=(text.strip(),))
     try:
         tree = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -191,18 +191,16 @@ def read_sidecar(path: Path, *, max_bytes: int) -> Labels:
 
 
 def _refused(reason: str) -> Labels:
-    return Labels(problems=[f"caption: {reason}"])
+    return Labels(problems=(f"caption: {reason}",))
 
 
 def _from_sidecar(tree: Mapping[str, Any], *, name: str) -> Labels:
-    labels = Labels()
+    labels = Labels(source=_first_text(tree, _SOURCE_KEYS), licence=_first_text(tree, _LICENCE_KEYS))
     for key in _CAPTION_KEYS:
         texts = _texts(tree.get(key))
         if texts is None:
-            labels.problems.append(f"caption: {name}: {key} is a text or a list of texts")
-        labels.captions.extend(texts or ())
-    labels.source = _first_text(tree, _SOURCE_KEYS)
-    labels.licence = _first_text(tree, _LICENCE_KEYS)
+            labels.problems += (f"caption: {name}: {key} is a text or a list of texts",)
+        labels.captions += tuple(texts or ())
     _add_regions(tree, labels, name=name)
     return labels
 
@@ -214,7 +212,7 @@ def _first_text(tree: Mapping[str, Any], keys: tuple[str, ...]) -> str:
 def _add_regions(tree: Mapping[str, Any], labels: Labels, *, name: str) -> None:
     regions = tree.get("regions") or []
     if not isinstance(regions, list):
-        labels.problems.append(f"box: {name}: regions is a list, got {type(regions).__name__}")
+        labels.problems += (f"box: {name}: regions is a list, got {type(regions).__name__}",)
         return
     width, height = tree.get("width"), tree.get("height")
     # Without regions they say nothing that the image itself does not.
@@ -224,7 +222,7 @@ def _add_regions(tree: Mapping[str, Any], labels: Labels, *, name: str) -> None:
     for index, region in enumerate(regions):
         box = _region(region, labels.annotated_size)
         if isinstance(box, str):
-            labels.problems.append(f"box: {name}: regions[{index}]: {box}")
+            labels.problems += (f"box: {name}: regions[{index}]: {box}",)
         else:
             boxes.append(box)
     labels.boxes = tuple(boxes)

@@ -1,5 +1,6 @@
 """One row of a table becomes one image with its labels."""
 
+import os
 from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Any
@@ -24,6 +25,7 @@ class RowReader:
 
     def __init__(self, plan: TablePlan, *, images: Storage, file: str) -> None:
         self.plan, self.images, self.file = plan, images, file
+        self._root = images.url if "://" in images.url else os.path.abspath(images.url)
 
     def read(self, row: Mapping[str, Any], *, number: int) -> Item:
         """The image of row `number`; what is wrong with it stands in the record's problems or the refusal."""
@@ -71,14 +73,17 @@ class RowReader:
             return body
         if not path:
             return Refusal("its row has no image")
+        told = f"its row has only the path {path[:200]!r}"
         try:
-            inside = relative_path(path, root="the folder of images").as_posix()
+            # `datasets` writes absolute paths.
+            inside = relative_path(path.removeprefix(f"{self._root}/"), root=self._root).as_posix()
+        except DataError:
+            return Refusal(f"{told}, which leads out of the folder of images; name that folder in `images`")
+        try:
             if not self.images.exists(inside):
-                return Refusal(f"its row has only the path {path[:200]!r}, and no such file is in {_name(self.images)}")
-        except DataError as error:
-            return Refusal(str(error)[:300])
+                return Refusal(f"{told}, and the folder of images has no such file")
         except OSError as error:
-            return Refusal(f"the file cannot be read ({error.strerror})")
+            return Refusal(f"{told}, which cannot be read ({error.strerror})")
         return self.images.read_bytes(inside)
 
     def _size(self, row: Mapping[str, Any], body: bytes | Refusal) -> tuple[int, int] | None:
@@ -134,7 +139,3 @@ def _texts(value: Any) -> tuple[str, ...]:
     """Captions in a value: a text, a list of texts, or null."""
     values = value if isinstance(value, list) else [value]
     return tuple(text for text in values if text is not None)
-
-
-def _name(storage: Storage) -> str:
-    return storage.url.rstrip("/").rpartition("/")[2] or storage.url

@@ -28,12 +28,11 @@ def print_verdict(report: Report, folder: Path, *, console: Console | None = Non
     broken = [*report.failed, *report.warned]
     for result in broken[:_FINDINGS]:
         lines += _finding(result)
-    if len(broken) > _FINDINGS:
-        lines.append(Text(f"  and {len(broken) - _FINDINGS} more in the report", style="dim"))
     for line in lines:
         line.truncate(width, overflow="ellipsis")
     # Places are for copying: they are never cut.
-    lines += [Text(f"report     {folder / PAGE_FILE}"), Text(f"data docs  {folder / DOCS_FILE}")]
+    more = f" ({len(broken) - _FINDINGS} more findings)" if len(broken) > _FINDINGS else ""
+    lines += [Text(f"report     {folder / PAGE_FILE}{more}"), Text(f"data docs  {folder / DOCS_FILE}")]
     for line in lines:
         console.print(line, soft_wrap=True)
     console.file.flush()

@@ -227,9 +227,14 @@ def _answer(client: socket.socket, method: str, response: HTTPResponse, fault: F
     if fault is not None and fault.act == "drop_answer" and fault.after == 0:
         raise _Dropped  # not even its head
     _head(client, response.status, response.reason, headers)
-    if method != "HEAD":
-        for piece in _act(body, fault, "answer"):
-            client.sendall(piece)
+    if method == "HEAD":
+        return
+    passed = 0
+    for piece in _act(body, fault, "answer"):
+        client.sendall(piece)
+        passed += len(piece)
+    if passed != int(headers.get("Content-Length", passed)):
+        raise _Dropped  # the server broke off: so must this connection
 
 
 def _refuse(client: socket.socket, method: str, fault: Fault) -> None:

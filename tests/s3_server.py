@@ -38,14 +38,16 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def serving_s3(root: Path, *, buckets: tuple[str, ...] = ("bucket",)) -> Iterator[Server]:
+def serving_s3(
+    root: Path, *, buckets: tuple[str, ...] = ("bucket",), options: tuple[str, ...] = ()
+) -> Iterator[Server]:
     """Runs a server on `root`, whose folders are its buckets."""
     for bucket in buckets:
-        (root / bucket).mkdir()
+        (root / bucket).mkdir(exist_ok=True)
     port = free_port()
     command = [str(RCLONE), "serve", "s3", "--addr", f"127.0.0.1:{port}", "--auth-key", f"{ACCESS},{SECRET}"]
     # A configuration and a cache of its own: nothing of the user's is read or written.
-    command += ["--config", str(root / "none.conf"), "--cache-dir", str(root / "cache"), str(root)]
+    command += ["--config", str(root / "none.conf"), "--cache-dir", str(root / "cache"), *options, str(root)]
     log = (root / "rclone.log").open("wb")
     with log, subprocess.Popen(command, stdout=log, stderr=log) as process:
         try:

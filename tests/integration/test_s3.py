@@ -2,7 +2,9 @@
 
 import contextlib
 import io
+import shutil
 import socket
+import subprocess
 import threading
 import time
 import tracemalloc
@@ -20,7 +22,7 @@ from cloc.data.ingest.stage import Inputs, Outputs, run
 from cloc.data.s3 import S3Storage
 from cloc.data.schema import Manifest
 from cloc.data.shards import Sample, ShardWriter
-from cloc.data.storage import open_storage
+from cloc.data.storage import StorageError, Trouble, open_storage
 from cloc.errors import DataError
 from cloc.labeling.captioning import Inputs as CaptionInputs
 from cloc.labeling.captioning import Outputs as CaptionOutputs
@@ -260,6 +262,93 @@ def test_endpoint_that_is_no_s3_server(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (b"SSH-2.0-OpenSSH_9.2\r\n", "does not answer like S3 .*SSH-2.0"),
+        (b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: 2\r\n\r\nhi", "does not answer like S3"),
+        (b"HTTP/1.1 403 No\r\nContent-Type: text/plain\r\nContent-Length: 2\r\n\r\nno", "does not answer like S3 "),
+    ],
+)
+def test_other_servers_are_not_taken_for_s3(monkeypatch: pytest.MonkeyPatch, answer: bytes, message: str) -> None:
+    with serving(answer) as endpoint:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+        storage = open_storage("s3://bucket/x")
+        for act in (lambda: storage.read_bytes("a"), lambda: storage.list("")):
+            with pytest.raises(StorageError, match=message) as caught:
+                act()
+            assert caught.value.trouble is Trouble.NOT_S3
+            one_line(caught)
+
+
+def test_an_unknown_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://no-such-host.invalid:9000")
+    monkeypatch.setenv("CLOC_S3_PATIENCE", "1")
+    with pytest.raises(StorageError, match=r"cannot reach http://no-such-host.invalid:9000 .*resolve") as caught:
+        open_storage("s3://bucket/x").exists("a")
+    assert caught.value.trouble is Trouble.UNREACHABLE
+    one_line(caught)
+
+
+@pytest.fixture(scope="module")
+def tls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, Path]]:
+    """A server with a certificate of its own, and that certificate."""
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl is not installed")
+    folder = tmp_path_factory.mktemp("tls")
+    certificate, key, root = folder / "cert.pem", folder / "key.pem", folder / "root"
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
+    command += ["-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)]
+    subprocess.run(command, check=True, capture_output=True)
+    root.mkdir()
+    with serving_s3(root, options=("--cert", str(certificate), "--key", str(key))) as running:
+        yield running, certificate
+
+
+def test_certificates(tls: tuple[Server, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    server, certificate = tls
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"https://127.0.0.1:{server.port}")
+    start = time.monotonic()
+    with pytest.raises(StorageError, match=r"certificate of https://\S+ is not trusted .*SSL_CERT_FILE") as caught:
+        open_storage("s3://bucket/x").write_bytes("a", b"x")
+    assert caught.value.trouble is Trouble.CERTIFICATE
+    assert time.monotonic() - start < 2, "an untrusted certificate stays untrusted"
+    one_line(caught)
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    storage = S3Storage("s3://bucket/x", part_bytes=5 << 20)
+    body = bytes(range(256)) * 50_000  # in parts
+    storage.write_bytes("a", body)
+    assert storage.read_bytes("a") == body
+    assert storage.read_range("a", offset=300, size=7) == body[300:307]
+
+
+def test_http_and_https_mixed_up(tls: tuple[Server, Path], server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"https://127.0.0.1:{server.port}")
+    with pytest.raises(StorageError, match="does not speak TLS; write http:// in AWS_ENDPOINT_URL") as caught:
+        open_storage("s3://bucket/x").exists("a")
+    one_line(caught)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{tls[0].port}")
+    with pytest.raises(StorageError, match=r"does not answer like S3 .*HTTPS server") as caught:
+        open_storage("s3://bucket/x").read_bytes("a")
+    one_line(caught)
+
+
+def test_ranges_and_sizes() -> None:
+    storage, body = open_storage("s3://bucket/range"), bytes(range(250))
+    storage.write_bytes("a", body)
+    storage.write_bytes("empty", b"")
+    for offset, size in ((0, 0), (0, 1), (7, 100), (240, 100), (249, 1), (250, 1), (1000, 10)):
+        assert storage.read_range("a", offset=offset, size=size) == body[offset : offset + size]
+    for size in (0, 1, 250, 251):
+        assert storage.read_tail("a", size) == (body[-size:] if size else b"")
+    assert storage.read_tail("empty", 10) == storage.read_range("empty", offset=0, size=10) == b""
+    assert (storage.size("a"), storage.size("empty")) == (250, 0)
+    for act in (lambda: storage.read_range("b", offset=1, size=1), lambda: storage.size("b")):
+        with pytest.raises(StorageError, match="there is no b") as caught:
+            act()
+        assert caught.value.trouble is Trouble.NO_OBJECT
+
+
+@pytest.mark.parametrize(
     ("changes", "url", "message"),
     [
         ({"AWS_ENDPOINT_URL": ""}, "s3://bucket/x", "no S3 endpoint is configured; set AWS_ENDPOINT_URL"),
@@ -269,6 +358,12 @@ def test_endpoint_that_is_no_s3_server(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"AWS_ACCESS_KEY_ID": ""}, "s3://bucket/x", "incomplete: AWS_ACCESS_KEY_ID is not set"),
         ({"SSL_CERT_FILE": "/no/such/ca.pem"}, "s3://bucket/x", "SSL_CERT_FILE: there is no file /no/such/ca.pem"),
         ({}, "s3:///x", "the bucket is missing"),
+        ({}, "s3://ab/x", "the bucket's name 'ab' is too short; such names have 3 to 63"),
+        ({}, f"s3://{'a' * 64}/x", "is too long; such names have 3 to 63"),
+        ({}, "s3://a_b c/x", "is wrong .*such names have 3 to 63"),
+        ({}, "s3://127.0.0.1/x", "is wrong .*such names have 3 to 63"),
+        ({"CLOC_S3_PATIENCE": "long"}, "s3://bucket/x", "CLOC_S3_PATIENCE: expected seconds from 0 on, got 'long'"),
+        ({"CLOC_S3_TIMEOUT": "0"}, "s3://bucket/x", "CLOC_S3_TIMEOUT: expected seconds from 0.1 on, got '0'"),
         ({}, "s3://bucket/../x", "points outside"),
     ],
 )

@@ -281,7 +281,7 @@ def test_a_write_that_fails_leaves_the_old_object_whole(tmp_path: Path, monkeypa
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "replace", full)
-    with pytest.raises(DataError, match="No space left .*free some space"):
+    with pytest.raises(DataError, match=r"No space left .*free some space"):
         storage.write_bytes("a/b", b"new")
     assert storage.read_bytes("a/b") == b"old"
     assert storage.list("a") == ["a/b"]

@@ -29,7 +29,7 @@ from minio.error import MinioException
 from minio.helpers import check_bucket_name
 from urllib3.exceptions import HTTPError
 
-from cloc.data.s3_errors import EXCEPTIONS, Place, broke_off, code_of, explain, no_bucket, replaced
+from cloc.data.s3_errors import EXCEPTIONS, Place, broke_off, code_of, explain, no_bucket, not_s3, replaced
 from cloc.data.s3_http import OutOfPatience, Patience, PatientPool
 from cloc.data.storage import StorageError, Trouble, relative_path
 from cloc.errors import DataError
@@ -206,8 +206,12 @@ class _ObjectStream(io.RawIOBase):
         self._part, self._version = part, ""
         self._response = self._request()
         self._version = self._response.headers.get("ETag", "")
+        if not self._version:  # as from a web server that answers everything with the same page
+            self.close()
+            raise not_s3(storage._place(path), "it gives an object without ETag")
         found = _CONTENT_RANGE.match(self._response.headers.get("Content-Range", ""))
-        self._offset, self._end = (int(found[1]), found[2]) if found and self._response.status == 206 else (0, "")
+        # The header says it, not the status: some servers answer a range with 200.
+        self._offset, self._end = (int(found[1]), found[2]) if found else (0, "")
         self._start = self._offset
 
     def before(self, offset: int) -> int:

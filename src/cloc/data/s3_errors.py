@@ -101,11 +101,11 @@ def explain(error: BaseException, *, place: Place) -> DataError:
     if isinstance(error, ServerError):
         return StorageError(f"{place}: {place.endpoint} failed ({_line(error)})", Trouble.FAILING)
     if isinstance(error, InvalidResponseError):
-        return _not_s3(place, _line(error)[:200])
+        return not_s3(place, _line(error)[:200])
     if isinstance(error, HTTPError):
         return _no_answer(error, place)
     if isinstance(error, ParseError | UnicodeDecodeError):
-        return _not_s3(place, _line(error))
+        return not_s3(place, _line(error))
     return StorageError(f"{place}: {_line(error)}")
 
 
@@ -175,7 +175,8 @@ def _clock(place: Place) -> str:
     return f"this machine's clock is {abs(seconds):.0f} s {side} that of {place.endpoint}"
 
 
-def _not_s3(place: Place, what: str) -> StorageError:
+def not_s3(place: Place, what: str) -> StorageError:
+    """Something else than an S3 server answers there."""
     return StorageError(
         f"{place}: {place.endpoint} does not answer like S3 ({what}); check AWS_ENDPOINT_URL", Trouble.NOT_S3
     )
@@ -184,7 +185,7 @@ def _not_s3(place: Place, what: str) -> StorageError:
 def _no_answer(error: HTTPError, place: Place) -> StorageError:
     last = error.last if isinstance(error, OutOfPatience) else error
     if is_no_http(last):
-        return _not_s3(place, describe(last))
+        return not_s3(place, describe(last))
     if is_no_tls(last):
         return StorageError(
             f"{place}: {place.endpoint} does not speak TLS; write http:// in AWS_ENDPOINT_URL", Trouble.NOT_S3

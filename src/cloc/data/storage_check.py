@@ -84,6 +84,8 @@ def check_storage(url: str, *, quick: bool = False) -> StorageReport:
         for name, act in _STEPS:
             if (name, quick) != ("multipart", True):
                 run.step(name, act)
+    # Known as soon as the server answered: it may be the reason for what failed.
+    run.stopped = run.stopped and getattr(storage, "clock_difference_s", None) is None
     run.step("clock difference", _clock)
     if isinstance(storage, FolderStorage):
         run.step("free space", _free_space)
@@ -250,21 +252,22 @@ def _multipart(run: _Run) -> str:
         source.write_bytes(run.body)
         start = time.monotonic()
         run.storage.write_file(run.path("large"), source)
-        run.up_s = time.monotonic() - start
+        if isinstance(run.storage, S3Storage):  # in a folder it may be no more than a new name
+            run.up_s = time.monotonic() - start
     if (size := run.storage.size(run.path("large"))) != len(run.body):
         raise StorageError(
             f"{run.storage.url}/{run.path('large')}: holds {size} of {len(run.body)} bytes after the upload"
         )
-    return f"{len(run.body) // _MIB} MiB" + (f" in parts of {_PART // _MIB}" if len(run.body) > _PART else "")
+    return f"{len(run.body) // _MIB} MiB" + (f" in parts of {_PART // _MIB}" if run.up_s else ", moved in")
 
 
 def _streaming(run: _Run) -> str:
     path = run.path("large")
-    if not run.up_s:  # quick, or the multipart upload failed
+    if not run.up_s:  # quick, or a folder, or the multipart upload failed
+        run.body = run.body[:_LARGE_QUICK]
         start = time.monotonic()
-        run.storage.write_bytes(path, run.body[: _LARGE_QUICK if run.quick else _PART])
+        run.storage.write_bytes(path, run.body)
         run.up_s = time.monotonic() - start
-        run.body = run.body[: _LARGE_QUICK if run.quick else _PART]
     start, passed = time.monotonic(), 0
     with run.storage.open(path) as stream:
         while piece := stream.read(_SMALL):
@@ -295,7 +298,7 @@ def _delete(run: _Run) -> str:
 def _clock(run: _Run) -> str:
     storage = run.storage
     difference = storage.clock_difference_s if isinstance(storage, S3Storage) else _folder_clock(Path(storage.url))
-    text = f"{difference or 0.0:+.0f} s"
+    text = f"{round(difference or 0.0):+d} s"
     if difference is not None and abs(difference) > CLOCK_LIMIT_S:
         raise StorageError(f"{storage.url}: its clock differs from this machine's by {text}; set the clock (NTP)")
     return text

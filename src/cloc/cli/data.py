@@ -4,6 +4,7 @@ from typing import Any
 
 import click
 
+from cloc.cli.duplicates import duplicates
 from cloc.cli.options import resolve, settings_options
 from cloc.errors import ConfigError
 from cloc.stages import run_stage
@@ -12,6 +13,9 @@ from cloc.stages import run_stage
 @click.group()
 def data() -> None:
     """Make data sets: render the demo's, or bring in your own images."""
+
+
+data.add_command(duplicates)
 
 
 @data.command()

@@ -56,7 +56,7 @@ class DataConfig(Section):
     """Images with more pixels are quarantined (decompression bombs)."""
     max_text_bytes: Positive = 1_048_576
     """A caption file, or a sample's JSON, with more bytes is quarantined."""
-    near_duplicate_bits: Annotated[int, Field(ge=0, le=16)] = 4
+    near_duplicate_bits: Annotated[int, Field(ge=0, le=16)] = 6
     """Images whose 64-bit perceptual hashes differ in at most this many bits are near-duplicates."""
     quarantine_limit: Share = 0.05
     """A stage fails when a larger share of the images had to be quarantined."""

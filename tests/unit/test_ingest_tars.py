@@ -8,7 +8,7 @@ import struct
 import tarfile
 import tracemalloc
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -235,6 +235,14 @@ def test_grit_boxes_and_contract_keys(tmp_path: Path) -> None:
     ]
     assert item.sample.meta["licence"] == "CC0"
     assert result.counts["quarantined_boxes"] == 1
+
+
+def test_tars_of_a_data_set_can_be_taken_as_they_are(tmp_path: Path, make_dataset: Callable[..., str]) -> None:
+    made = make_dataset(tmp_path / "made", 8, shard_size=4)
+    assert ingest(tmp_path, tmp_path / "made/images").counts["images"] == 8
+    for old, new in zip(Dataset.open(made).read_all(), Dataset.open(tmp_path / "out").read_all(), strict=True):
+        assert new.sample == old.sample
+        assert [row["text"] for row in new.captions] == [old.sample.meta["alt_text"]]
 
 
 def test_names_in_folders_and_in_other_scripts(tmp_path: Path) -> None:
@@ -512,6 +520,22 @@ def test_json_of_100_mb_takes_no_memory(tmp_path: Path) -> None:
     tracemalloc.stop()
     assert peak < 60 << 20, f"{peak} bytes were held"
     assert quarantine(tmp_path)[0][1].startswith("image: its .json has 104857602 bytes")
+
+
+def test_image_of_300_mb_takes_no_memory(tmp_path: Path) -> None:
+    """A member whose length is true, in a file with a hole for its body."""
+    first, last = write_tar(tmp_path / "first.tar", sample("good", 0)), write_tar(tmp_path / "last.tar", sample("x", 1))
+    with (tmp_path / "in.tar").open("wb") as stream:
+        stream.write(_members(first) + _raw("y.jpg", _huge(300 << 20)))
+        stream.seek(300 << 20, os.SEEK_CUR)
+        stream.write(last.read_bytes())
+    tracemalloc.start()
+    ingest(tmp_path, tmp_path / "in.tar")
+    assert keys(tmp_path) == ["good", "x"]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 60 << 20, f"{peak} bytes were held"
+    assert quarantine(tmp_path) == [("y", "image: its .jpg has 314572800 bytes, at most 268435456 are read ('y')")]
 
 
 def test_too_many_samples_or_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -130,7 +130,7 @@ def _name_problem(member: str) -> str:
 
 
 def parse_meta(group: Group) -> dict[str, Any] | None:
-    """The sample's JSON with what the contract asks for; None when it is broken, nearly {} when there is none."""
+    """The sample's JSON with the contract's alt_text, source and licence, "" where it has none; None when broken."""
     try:
         meta = json.loads(group.files.get("json", b"{}"))
     except (ValueError, RecursionError):
@@ -139,7 +139,7 @@ def parse_meta(group: Group) -> dict[str, Any] | None:
         return None
     return {
         **meta,
-        "alt_text": clean(_first_text(meta, "alt_text", "caption")) or clean(text_of(group) or ""),
+        "alt_text": clean(_first_text(meta, "caption", "alt_text")) or clean(text_of(group) or ""),
         "source": printable(_first_text(meta, "source", "url")),
         "licence": printable(_first_text(meta, "licence", "license", "LICENSE")),
     }

@@ -163,7 +163,7 @@ class _Reading:
             rows.refuse_image(key, reason)
         if not rows.fingerprints:
             if not rows.quarantine:
-                raise BrokenTarError(tar.url, "a tar without samples" if counted.bytes else "empty file")
+                raise BrokenTarError(tar.url, "a tar without samples")
             return None
         left_out = sorted({row["key"] for row in rows.quarantine if row["reason"].startswith(LEFT_OUT)})
         return Shard(
@@ -223,16 +223,12 @@ def _record(group: Group) -> Record | str:
     if meta is None:
         return "its JSON is broken"
     labels, problems = labels_of_json(meta), []
-    alt_text = labels.alt_text
-    text = text_of(group)
-    if not alt_text and text:
-        alt_text = (text,)
-    if group.text_problem or text is None:
+    if group.text_problem or text_of(group) is None:
         problems.append(f"caption: {group.text_problem or 'its .txt is not UTF-8'}")
     return Record(
         key=group.key,
-        name=f"{group.name}.{next(iter(group.suffixes))}",
-        alt_text=alt_text,
+        name=f"{group.name}.{group.suffixes[0]}",
+        alt_text=labels.alt_text or ((meta["alt_text"],) if meta["alt_text"] else ()),
         boxes=labels.boxes,
         source=meta["source"],
         licence=meta["licence"],

@@ -216,7 +216,7 @@ def test_boxes_from_anywhere_leave_a_red_trace(box: tuple[float, ...]) -> None:
 
 def test_what_cannot_be_drawn_is_told() -> None:
     picture = make_picture(sample(), frames((0.1, float("nan"), 0.2, float("inf"))), max_pixels=10**6)
-    assert (picture.regions[0].flaw, red(picture).any()) == ("not four numbers", False)
+    assert (picture.regions[0].flaw, bool(red(picture).any())) == ("not four numbers", False)
     assert make_picture(sample(), frames(), max_pixels=100).source == ""
     broken = make_picture(replace(sample(), image=b"no image"), frames(), max_pixels=10**6)
     assert (broken.source, broken.size) == ("", "cannot be opened")

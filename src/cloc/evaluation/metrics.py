@@ -1,6 +1,7 @@
 """The figures of a comparison as JSON (`metrics.json`), and the same, flat, for experiment tracking.
 
-    splits     by name: counts, `rows` (one a model and reader), `retrieval` and `grounding` by model
+    splits     by name: counts, `rows` (one a model and reader), `retrieval` and `grounding` by model, `leaked` (images
+               that occur in the training split; null where nobody knows)
     headline   the split, the candidate and the baselines that the summary and the gate look at
     models     by name: how each was trained, and the hash of its weights
     protocols  the version of each protocol
@@ -73,6 +74,7 @@ def _counts(split: Split, items: Items) -> dict[str, Any]:
         "ambiguous_phrases": items.ambiguous,
         "bad_boxes": split.bad_boxes,
         "undecodable": [{"key": key, "reason": reason} for key, reason in items.refused],
+        "leaked": None,
         "rows": [],
         "retrieval": {},
         "grounding": {},
@@ -173,10 +175,15 @@ def flatten(metrics: Mapping[str, Any]) -> dict[str, float]:
     """`metrics.json` as flat names for tracking, which allows neither "@" nor parentheses.
 
     "eval/<split>/region/<model>/<reader>/mAcc", "eval/<split>/retrieval/<model>/i2t_R1",
-    "eval/<split>/grounding/<model>/acc_0.5".
+    "eval/<split>/grounding/<model>/acc_0.5", "data/<split>/leaked_images"; "data/leaked_images" is the headline's.
     """
     flat: dict[str, float] = {}
     for name, split in metrics["splits"].items():
+        leaked = split.get("leaked")  # not in what earlier releases wrote
+        if leaked is not None:
+            flat[f"data/{name}/leaked_images"] = float(leaked["exact"] + leaked["near"])
+            if name == metrics["headline"]["split"]:
+                flat["data/leaked_images"] = flat[f"data/{name}/leaked_images"]
         for row in split["rows"]:
             prefix = f"eval/{name}/region/{metrics['models'][row['model']]['slug']}/{row['reader']}"
             flat[f"{prefix}/mAcc"] = row["region"]["mAcc"]

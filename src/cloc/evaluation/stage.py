@@ -12,6 +12,7 @@ from cloc.config import Config
 from cloc.data.storage import open_storage
 from cloc.evaluation import report
 from cloc.evaluation.features import encode_split
+from cloc.evaluation.leakage import measure
 from cloc.evaluation.metrics import METRICS_FILE, SplitResult, assemble, flatten, score_split
 from cloc.evaluation.models import load_models
 from cloc.evaluation.summary import brief, headline_markdown
@@ -66,6 +67,7 @@ def run(config: Config, *, inputs: Inputs, outputs: Outputs) -> StageResult:
             quarantine_limit=config.data.quarantine_limit,
         )
         results[split.name] = score_split(split, items, features)
+        results[split.name].scores["leaked"] = measure(config, split, data=inputs.data)
     metrics = assemble(models, results)
     page = report.render(config, metrics, splits[0], results[splits[0].name], data=inputs.data)
     storage = open_storage(outputs.report)

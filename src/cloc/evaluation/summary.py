@@ -224,8 +224,19 @@ def headline_markdown(metrics: Mapping[str, Any]) -> str:
             cells.append(f"{shown} ({small})" if small else shown)
         lines.append(f"| {_escape(row.label)} | " + " | ".join(cells) + " |")
     lines += ["", "Percent; in brackets the reader and the 95 % interval over images.", ""]
-    lines += [f"- {_escape(sentence)}" for sentence in (*sentences(metrics), SUPERVISION)]
+    lines += [f"- {_escape(sentence)}" for sentence in (*sentences(metrics), *_leakage(metrics), SUPERVISION)]
     return "\n".join(lines) + "\n"
+
+
+def _leakage(metrics: Mapping[str, Any]) -> Iterator[str]:
+    """A sentence for each split of which it is known how many images were trained on."""
+    for name, split in metrics["splits"].items():
+        leaked = split.get("leaked")  # not in what earlier releases wrote
+        if leaked is not None:
+            yield (
+                f"{leaked['exact'] + leaked['near']} of the {leaked['images']} images of {name} occur in "
+                f"{leaked['split']} ({leaked['exact']} exact, {leaked['near']} near)."
+            )
 
 
 def _escape(text: str) -> str:

@@ -9,7 +9,9 @@ The environment says where, who and how long; nothing is read when this module i
     CLOC_S3_PATIENCE                             seconds that a failing request is tried again; 120 when unset
     CLOC_S3_TIMEOUT                              seconds that a connection may be silent; 30 when unset
 
-`cloc storage check s3://bucket/prefix` tries whether an endpoint will do.
+`cloc storage check s3://bucket/prefix` tries whether an endpoint will do. An upload in parts that fails is aborted; the
+parts of a process that was killed stay unseen on the server until a lifecycle rule of the bucket
+(AbortIncompleteMultipartUpload) removes them.
 """
 
 import functools

@@ -25,6 +25,7 @@ _log = logging.getLogger(__name__)
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 10.0
 _STRANGER_PATIENCE_S = 8.0  # with an endpoint that never answered: it is more likely a wrong address than a busy server
 _GIVEN_UP_S = 10.0  # after giving up, what follows at once (aborting an upload) is tried once only
+_LEAST_WAIT_S = 5.0
 _NOTICE_S = 5.0
 _PIECE = 64 << 10
 _BUSY = {429, 500, 502, 503, 504}
@@ -48,6 +49,10 @@ class Patience:
         self._tries = 0
         self._start: float | None = None
         self._noticed = False
+
+    def allow(self, seconds: float) -> None:
+        """Changes how long it is in all."""
+        self._seconds = seconds
 
     def left(self) -> float:
         """Seconds until it ends; all of them before the first failure."""
@@ -94,12 +99,13 @@ class PatientPool(urllib3.PoolManager):
         options |= {"retries": False, "body": _pieces(options.get("body"))}
         patience = Patience(self._allowance())
         while True:
-            wait = max(1.0, min(self.silence_s, patience.left()))
+            wait = min(self.silence_s, max(_LEAST_WAIT_S, patience.left()))  # to connect, and for each piece to leave
             options["timeout"] = urllib3.Timeout(connect=wait, read=self.silence_s)
             at_least = 0.0
             try:
                 response = super().urlopen(method, url, redirect=False, **options)
                 self._note(response)
+                patience.allow(self._allowance())
                 failure: HTTPError | str = _busy(method, response)
                 if not failure:
                     return response
@@ -134,7 +140,9 @@ class PatientPool(urllib3.PoolManager):
 
 def describe(failure: HTTPError | str) -> str:
     """A failure in one line, without the addresses of objects in memory."""
-    return re.sub(r"^\(?<[^>]*>[,:] ?|^HTTPS?Connection(Pool)?\([^)]*\): ", "", " ".join(str(failure).split()))
+    parts = failure.args if isinstance(failure, ProtocolError) else (failure,)  # else it prints as a tuple
+    text = " ".join(str(part) for part in parts)
+    return re.sub(r"^\(?<[^>]*>[,:] ?|^HTTPS?Connection(Pool)?\([^)]*\): ", "", " ".join(text.split()))
 
 
 def is_no_http(failure: HTTPError | str) -> bool:

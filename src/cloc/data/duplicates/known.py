@@ -32,7 +32,7 @@ class Match:
 
     def __str__(self) -> str:
         how = "exact" if self.exact else f"near, {self.distance} bits"
-        return f"{OCCURS}{self.data} as {self.key} ({how})"
+        return f"{OCCURS}{self.data} as {self.key!r} ({how})"
 
 
 class KnownImages:
@@ -61,17 +61,18 @@ class KnownImages:
         self._index = HashIndex(hashes[order], bits=bits)
 
     @classmethod
-    def load(cls, urls: tuple[str, ...], *, bits: int) -> "KnownImages":
+    def load(cls, urls: tuple[str, ...], *, bits: int, digests: tuple[str, ...] = ()) -> "KnownImages":
         """The images of data sets; a process reads the same ones once.
 
         Args:
             urls: the data sets.
             bits: differing bits of perceptual hashes up to which pictures count as equal.
+            digests: their `Dataset.digest`s, where they may change while this process lives.
 
         Raises:
             DataError: one is no data set or has no fingerprints.
         """
-        return _load(urls, bits)
+        return _load(urls, bits, digests)
 
     def match(self, *, sha256: bytes, phash: int) -> Match | None:
         """The image that this one duplicates: an equal file, else the nearest picture in reach, else None."""
@@ -88,5 +89,6 @@ class KnownImages:
 
 
 @functools.lru_cache(maxsize=1)
-def _load(urls: tuple[str, ...], bits: int) -> KnownImages:
+def _load(urls: tuple[str, ...], bits: int, digests: tuple[str, ...]) -> KnownImages:
+    del digests  # only tells one version of the data sets from another
     return KnownImages(urls, bits=bits)

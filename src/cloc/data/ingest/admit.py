@@ -127,7 +127,8 @@ def admit(
         return None
     prints = fingerprints.row(record.key, image.body, image.phash)
     if limits.not_in:
-        known = KnownImages.load(limits.not_in, bits=limits.near_duplicate_bits)
+        bits, digests = limits.near_duplicate_bits, limits.not_in_digests
+        known = KnownImages.load(limits.not_in, bits=bits, digests=digests)
         match = known.match(sha256=prints["sha256"], phash=prints["phash"])
         if match is not None:
             rows.refuse_image(record.key, str(match))

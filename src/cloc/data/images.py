@@ -240,6 +240,8 @@ def _seen(image: Image.Image) -> _Seen:
 
 def orientation(image: Image.Image) -> int:
     """EXIF's orientation, 1 to 8; 1 where it says nothing that can be read."""
+    if image.format == "PNG":
+        image.load()  # its EXIF may stand behind the pixels
     if image.format in _KEPT and not image.info.keys() & _METADATA:
         return 1
     try:

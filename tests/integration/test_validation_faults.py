@@ -333,7 +333,7 @@ FAULTS = {
     "captions without an end": Fault(
         "captions",
         column("text", lambda text: " ".join(text.split()[: len(text) % 4 + 4]), kind="generated"),
-        {"captions/text_complete", "set/phrase_support", "set/repeated_captions"},
+        {"captions/text_complete", "set/phrase_support"},
     ),
     "captions of one word": Fault(
         "captions", column("text", lambda text: text.split()[-1], step=10, kind="generated"),
@@ -405,7 +405,7 @@ def test_shard_listed_twice_is_named(data: Path) -> None:
     for table in ("captions", "regions", "fingerprints"):
         shutil.copy(data / table / "00000.parquet", data / table / "00009.parquet")
     write_manifest(open_storage(data), replace(manifest, shards=(*manifest.shards, again)))
-    assert validate(data).named == {"set/repeated_keys", "set/repeated_captions", "set/duplicate_images"}
+    assert validate(data).named == {"set/repeated_keys", "set/duplicate_images"}
 
 
 def test_images_that_stand_twice_are_named(data: Path) -> None:

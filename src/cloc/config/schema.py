@@ -231,7 +231,7 @@ class ValidationConfig(Section):
     """Longer captions are a fault, words."""
     max_duplicate_captions: Share = 0.5
     """Largest share of one and the same caption."""
-    max_repeated_captions: Share = 0.25
+    max_repeated_captions: Share = 0.4
     """Largest share of captions whose text occurs more than once in the set."""
     max_garbled: Share = 0.005
     """Largest share of texts in a wrong encoding, or with replacement characters."""

@@ -4,7 +4,7 @@ import io
 import warnings
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -73,7 +73,7 @@ def load_shard(dataset: Dataset, shard: Shard, *, watch: Callable[[Sample], None
     rows: list[dict[str, Any]] = []
     alt_texts: list[str] = []
     for sample in dataset.read_samples(shard):
-        rows.append({"key": sample.key, "suffix": sample.suffix, **asdict(image_size(sample.image))})
+        rows.append({"key": sample.key, "suffix": sample.suffix, **vars(image_size(sample.image))})
         alt_text = sample.meta.get("alt_text")
         alt_texts.append(alt_text if isinstance(alt_text, str) else "")
         if watch is not None:

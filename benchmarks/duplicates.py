@@ -1,12 +1,14 @@
-"""The search for duplicates: its speed over a million fingerprints, and what the perceptual hash tells apart.
+"""Fingerprints: what they cost, the search for duplicates over a million of them, and what they tell apart.
 
-    python benchmarks/duplicates.py speed --images 1000000 --bits 4
+    python benchmarks/duplicates.py speed --images 1000000 --bits 6
     python benchmarks/duplicates.py threshold --images ../shared/data/coco_val2017_dev/images
+    python benchmarks/duplicates.py check --images ../shared/data/coco_val2017_dev/images
 
 `speed` makes a data set of random hashes with planted duplicates and blank pages, searches it, and takes the time of
 two plain ways: a dict for equal files, and comparing each hash with all earlier ones (of a sample, times the images).
 `threshold` counts, over a folder of photographs that are all different, the pairs that each distance would call
 duplicates, and how many copies it finds: compressed hard, halved, and cropped.
+`check` takes the processor's time of the check at ingest, of bare decoding, and of the perceptual hash here and there.
 """
 
 import argparse
@@ -17,6 +19,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import imagehash
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
@@ -24,12 +27,13 @@ from PIL import Image
 from cloc.data import fingerprints
 from cloc.data.dataset import Dataset, write_manifest
 from cloc.data.duplicates.search import MEMORY, search
-from cloc.data.images import as_seen, perceptual_hash
+from cloc.data.images import as_seen, check_image, perceptual_hash
 from cloc.data.schema import Manifest, Shard
 from cloc.data.storage import open_storage
 
 _PER_SHARD = 10_000
 _SAMPLE = 3000  # images that are compared with all before them
+_CHECKED, _ROUNDS = 300, 5
 _DISTANCES = range(0, 17, 2)  # pHash has as many ones as zeros: distances are even
 
 
@@ -128,20 +132,43 @@ def threshold(folder: Path) -> None:
         print(f"| {bits} | {int((distance <= bits).sum())} | {' | '.join(recalls)} |")
 
 
+def check(folder: Path) -> None:
+    """Prints the time an image of the check and of its parts."""
+    bodies = [path.read_bytes() for path in sorted(folder.rglob("*.jpg"))[:_CHECKED]]
+    pictures = [as_seen(Image.open(io.BytesIO(body))) for body in bodies]
+    ways: dict[str, Callable[[int], object]] = {
+        "check_image": lambda index: check_image(bodies[index], min_side=16, max_pixels=1 << 26),
+        "bare decode": lambda index: Image.open(io.BytesIO(bodies[index])).load(),
+        "perceptual_hash": lambda index: perceptual_hash(pictures[index]),
+        "imagehash.phash": lambda index: imagehash.phash(pictures[index]),
+    }
+    for name, way in ways.items():
+        times = []
+        for _ in range(_ROUNDS):
+            started = time.process_time()
+            for index in range(len(bodies)):
+                way(index)
+            times.append(time.process_time() - started)
+        seconds = min(times) / len(bodies)
+        print(f"{name}: {1000 * seconds:.2f} ms an image, {1 / seconds:.0f} a second and core")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     verbs = parser.add_subparsers(dest="verb", required=True)
     verb = verbs.add_parser("speed")
     verb.add_argument("--images", type=int, default=1_000_000)
-    verb.add_argument("--bits", type=int, default=4)
+    verb.add_argument("--bits", type=int, default=6)
     verb.add_argument("--memory", type=int, default=MEMORY, help="bytes that the search works in")
-    verb = verbs.add_parser("threshold")
-    verb.add_argument("--images", type=Path, required=True)
+    for name in ("threshold", "check"):
+        verbs.add_parser(name).add_argument("--images", type=Path, required=True)
     arguments = parser.parse_args()
     if arguments.verb == "speed":
         speed(arguments.images, arguments.bits, arguments.memory)
-    else:
+    elif arguments.verb == "threshold":
         threshold(arguments.images)
+    else:
+        check(arguments.images)
 
 
 if __name__ == "__main__":

@@ -20,11 +20,11 @@ from cloc.validation.drift import Reference
 from cloc.validation.engine import Engine, verdict
 from cloc.validation.gallery import draw_findings
 from cloc.validation.languages import language_share
-from cloc.validation.occurrences import LEAKED, count_occurrences
-from cloc.validation.passes import check_shards
+from cloc.validation.occurrences import LEAKED, Occurrences, count_occurrences
+from cloc.validation.passes import Sums, check_shards
 from cloc.validation.report import DOCS_FILE, JSON_FILE, PAGE_FILE, Report, Source, counts
-from cloc.validation.results import Tally
-from cloc.validation.suites import suites
+from cloc.validation.results import CheckResult, Tally
+from cloc.validation.suites import Suites, suites
 from cloc.validation.summary import Summary
 
 NAME = "validation"
@@ -68,10 +68,7 @@ def run(config: Config, *, inputs: Inputs, outputs: Outputs) -> StageResult:
     summary, folder = passing.sums.summary, Path(outputs.report)
     twice = count_occurrences(config, dataset, data=inputs.data)
     summary.extra |= twice.numbers | _further_numbers(config, summary, reference)
-    limits = [check for check in checks.data_set if twice.has_tests or check.id != LEAKED]
-    rows = [verdict(check, passing.sums.tallies.get(check.id, Tally())) for check in checks.rows]
-    wholes = Engine().check_set(limits, summary.numbers())
-    results = [*(replace(item, examples=twice.examples.get(item.id, ())) for item in wholes), *rows]
+    results = _judge(checks, passing.sums, twice)
     findings = draw_findings(config, dataset, results)
     report = Report(
         source=_source(config, inputs),
@@ -88,6 +85,14 @@ def run(config: Config, *, inputs: Inputs, outputs: Outputs) -> StageResult:
     if report.failed:
         raise GateFailed(_reason(report, folder), result=result)
     return result
+
+
+def _judge(checks: Suites, sums: Sums, twice: Occurrences) -> list[CheckResult]:
+    """The verdicts: of the set's numbers, then of rows."""
+    limits = [check for check in checks.data_set if twice.has_tests or check.id != LEAKED]
+    wholes = Engine().check_set(limits, sums.summary.numbers())
+    rows = [verdict(check, sums.tallies.get(check.id, Tally())) for check in checks.rows]
+    return [*(replace(result, examples=twice.examples.get(result.id, ())) for result in wholes), *rows]
 
 
 def _source(config: Config, inputs: Inputs) -> Source:

@@ -30,12 +30,12 @@ class View:
     Attributes:
         crop: pixels of the original; None for all of it.
         boxes_R4: boxes, xyxy in [0, 1] of the part, clipped to it.
-        kept_R: which of the image's regions these are, ascending.
+        kept_R: which of the image's regions these are, ascending; None for all of them.
     """
 
     crop: PixelBox | None
     boxes_R4: BoxesXYXY
-    kept_R: npt.NDArray[np.intp]
+    kept_R: npt.NDArray[np.intp] | None
 
 
 def random_view(boxes_R4: BoxesXYXY, *, size: Size, config: AugmentationConfig, rng: np.random.Generator) -> View:
@@ -47,13 +47,13 @@ def random_view(boxes_R4: BoxesXYXY, *, size: Size, config: AugmentationConfig, 
         config: section `train.augmentation`.
         rng: decides.
     """
-    whole = View(None, boxes_R4, np.arange(len(boxes_R4)))
+    whole = View(None, boxes_R4, None)
     if config.min_crop_area == 1:
         return whole
     for _ in range(_ATTEMPTS):
         crop = _random_crop(size, config=config, rng=rng)
         view = view_of(crop, boxes_R4, size=size, min_visible=config.min_visible)
-        if len(view.kept_R) or not len(boxes_R4):
+        if len(view.boxes_R4) or not len(boxes_R4):
             return view
     return whole
 
@@ -106,15 +106,6 @@ class Retouch:
     flip: bool
     factors: tuple[float, ...] = ()
 
-    @classmethod
-    def random(cls, texts: Iterable[str], *, config: AugmentationConfig, rng: np.random.Generator) -> "Retouch | None":
-        """Draws; None when nothing is to be done. An image with a text that names a side is not flipped."""
-        flip = bool(rng.random() < config.flip) and not names_a_side(texts)
-        factors: tuple[float, ...] = ()
-        if config.color_jitter:
-            factors = tuple(1.0 + config.color_jitter * rng.uniform(-1.0, 1.0, len(_ENHANCERS)))
-        return cls(flip, factors) if flip or factors else None
-
     def __call__(self, image: Image.Image) -> Image.Image:
         """The image, changed; of the same size."""
         if self.flip:
@@ -122,3 +113,12 @@ class Retouch:
         for enhancer, factor in zip(_ENHANCERS, self.factors, strict=False):
             image = enhancer(image).enhance(factor)
         return image
+
+
+def random_retouch(texts: Iterable[str], *, config: AugmentationConfig, rng: np.random.Generator) -> Retouch | None:
+    """Draws; None when nothing is to be done. An image with a text that names a side is not flipped."""
+    flip = bool(config.flip) and bool(rng.random() < config.flip) and not names_a_side(texts)
+    factors: tuple[float, ...] = ()
+    if config.color_jitter:
+        factors = tuple(1.0 + config.color_jitter * rng.uniform(-1.0, 1.0, len(_ENHANCERS)))
+    return Retouch(flip, factors) if flip or factors else None

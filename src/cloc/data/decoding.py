@@ -7,6 +7,7 @@ whatever way, ends its workers.
 
 import contextlib
 import ctypes
+import math
 import multiprocessing
 import os
 import queue
@@ -23,6 +24,7 @@ import numpy as np
 import torch
 
 from cloc.data.batches import Batch, BatchMaker, BatchSettings, Drawn, Tokenize
+from cloc.data.buffers import Buffers
 from cloc.data.transforms import Pixels
 from cloc.errors import ClocError, DataError
 
@@ -67,10 +69,10 @@ def decoded(
     Raises:
         DataError: an image cannot be decoded, or a worker died.
     """
-    started, feeder = list[_Worker](), None
+    started, feeder, buffers = list[_Worker](), None, Buffers(settings.pixels_shape)
     try:
         for _ in range(workers):
-            started.append(_Worker(settings, tokenize))
+            started.append(_Worker(settings, tokenize, buffers))
         feeder = _Feeder(tasks, started)
         for number, tag in enumerate(feeder.tags()):
             batch = started[number % workers].take(number // workers % _SLOTS)
@@ -132,14 +134,14 @@ class _Feeder(Generic[T]):
 class _Worker:
     """A process that decodes, seen from its parent."""
 
-    def __init__(self, settings: BatchSettings, tokenize: Tokenize) -> None:
+    def __init__(self, settings: BatchSettings, tokenize: Tokenize, buffers: Buffers) -> None:
         # spawn: the parent has threads, which a fork would copy in the middle of their work.
         context = multiprocessing.get_context("spawn")
         self._pipe, far = context.Pipe()
-        size = settings.batch_size * settings.image_size**2 * 3
+        size = math.prod(settings.pixels_shape)
         # In /dev/shm where that has room, else in a temporary file; both are gone from the file system at once.
         memory = context.RawArray(ctypes.c_uint8, _SLOTS * size)
-        self._pixels = _slots(memory, settings)
+        self._pixels, self._buffers = _slots(memory, settings), buffers
         self._process = context.Process(
             target=_work, args=(far, memory, settings, tokenize), daemon=True, name="cloc-decode"
         )
@@ -160,7 +162,9 @@ class _Worker:
                 raise DataError(answer.message)
             raise RuntimeError(f"a process that decodes failed:\n{answer.message}")  # a defect: with its traceback
         small = {name: torch.from_numpy(array) for name, array in answer.items()}
-        return Batch(pixels_BSS3=torch.from_numpy(self._pixels[slot].copy()), **small)
+        pixels_BSS3 = self._buffers.take()
+        np.copyto(pixels_BSS3, self._pixels[slot])
+        return Batch(pixels_BSS3=torch.from_numpy(pixels_BSS3), **small)
 
     def kill(self) -> None:
         """Ends the process."""
@@ -191,8 +195,7 @@ class _Worker:
 
 def _slots(memory: Any, settings: BatchSettings) -> Pixels:
     """The buffers of a worker: (slots, B, S, S, 3)."""
-    side = settings.image_size
-    return np.frombuffer(memory, dtype=np.uint8).reshape(_SLOTS, settings.batch_size, side, side, 3)
+    return np.frombuffer(memory, dtype=np.uint8).reshape(_SLOTS, *settings.pixels_shape)
 
 
 def _work(pipe: Connection, memory: Any, settings: BatchSettings, tokenize: Tokenize) -> None:

@@ -37,6 +37,30 @@ def random_for(purpose: Purpose, *key: int) -> np.random.Generator:
     return np.random.default_rng((int(purpose), *key))
 
 
+class SampleRandom:
+    """Generators of single samples: Philox (Salmon et al. 2011), by the epoch's key and the sample for its counter.
+
+    One object is set from sample to sample, which takes a tenth of the time of making a generator.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self._seed, self._epoch = seed, -1
+        self._bits = np.random.Philox(key=0)
+        self._state = self._bits.state
+        self._generator = np.random.Generator(self._bits)
+
+    def of(self, *, epoch: int, shard: int, index: int) -> np.random.Generator:
+        """The generator of a sample, from its beginning; good until the next call."""
+        if epoch != self._epoch:
+            seeds = np.random.SeedSequence((int(Purpose.SAMPLE), self._seed, epoch))
+            self._state["state"]["key"] = np.asarray(seeds.generate_state(2, np.uint64), dtype=np.uint64)
+            self._epoch = epoch
+        # The low words count the draws: 2 ** 128 of them a sample.
+        self._state["state"]["counter"][2:] = index, shard
+        self._bits.state = self._state
+        return self._generator
+
+
 @dataclass(frozen=True)
 class Span:
     """Neighbouring samples of one shard.

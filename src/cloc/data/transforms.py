@@ -1,5 +1,6 @@
 """Pixels: decoding and letterboxing an image for the network, with boxes that stay on what they frame."""
 
+import functools
 import io
 from collections.abc import Callable
 
@@ -32,7 +33,7 @@ class Picture:
         body: the encoded file.
 
     Attributes:
-        width, height: of the original as seen, pixels.
+        width, height, size: of the original as seen, pixels; `size` is both.
 
     Raises:
         OSError: not an image.
@@ -45,7 +46,7 @@ class Picture:
         # pixel would come to lie at another end than `letterbox` takes it to be.
         self._shrinks = turn == 1 and self._image.format in ("JPEG", "MPO")
         width, height = self._image.size
-        self.width, self.height = (width, height) if turn < _LYING else (height, width)
+        self.width, self.height = self.size = (width, height) if turn < _LYING else (height, width)
 
     def rgb(self, *, at_least: int = 0) -> Image.Image:
         """The whole image in RGB; of a JPEG at a reduced scale whose long side is still `at_least` pixels, if given.
@@ -65,7 +66,7 @@ class Picture:
         retouch: Callable[[Image.Image], Image.Image] | None = None,
         out: Pixels | None = None,
     ) -> tuple[Pixels, Letterbox]:
-        """Long-side resize and padding, METHOD's network input. Call it once a picture.
+        """Long-side resize and padding, METHOD's network input. Once a picture: it lets go of the pixels.
 
         Args:
             size: side of the square, pixels.
@@ -85,6 +86,7 @@ class Picture:
         # In fractions of a pixel: a draft's last column may stand for less than the others do.
         part = (left * across, top * down, right * across, bottom * down)
         image = as_seen(self._image)
+        del self._image  # what is decoded is let go of at once, so that the next picture finds its memory
         if image.size != frame.resized or part != (0, 0, *image.size):
             image = image.resize(frame.resized, Image.Resampling.BICUBIC, box=part, reducing_gap=_REDUCING_GAP)
         return _padded(retouch(image) if retouch else image, size=size, out=out), frame
@@ -125,7 +127,15 @@ def _padded(image: Image.Image, *, size: int, out: Pixels | None = None) -> Pixe
     """The image on the top left of a square."""
     if out is None:
         out = np.empty((size, size, 3), dtype=np.uint8)
-    out[: image.height, : image.width] = np.asarray(image)
-    out[image.height :] = PADDING
-    out[: image.height, image.width :] = PADDING
+    width, height = image.size
+    out[:height, :width] = np.asarray(image)
+    # Copied: numpy repeats three values far slower than it copies.
+    out[height:] = _blank(size)[height:]
+    out[:height, width:] = _blank(size)[:height, width:]
     return out
+
+
+@functools.lru_cache(maxsize=8)
+def _blank(size: int) -> Pixels:
+    """A square of padding."""
+    return np.full((size, size, 3), PADDING, dtype=np.uint8)

@@ -138,6 +138,7 @@ class CLOCProcessor:
             padding="max_length" if self.pad_to_full_length else "longest",
             truncation=True,
             max_length=self.context_length,
+            return_attention_mask=False,
             return_tensors="pt",
         )
         ids: Tensor = coded["input_ids"]

@@ -186,7 +186,7 @@ class _Search:
 
     def _near(self, uniques: Spill) -> Spill:
         """For hashes that occur nowhere as they are: the nearest one within reach, once or more often."""
-        near = self._spill("near", _NEAR)
+        near, held = self._spill("near", _NEAR), 0
         total = sum(len(block) for block in uniques.blocks())
         for number, mask in enumerate(masks(self._bits, count=total)):
             parted = uniques
@@ -195,12 +195,25 @@ class _Search:
                 for block in uniques.blocks():
                     parted.append(block, self._hash_part(block["phash"] & mask))
             for part in range(self._parts):
-                self._near_in(parted.read(part), mask, near)
+                held += self._near_in(parted.read(part), mask, near)
             if parted is not uniques:
                 parted.remove()
+            if held > total:  # most pairs agree under many masks
+                near, held = self._condensed(near, number)
         return near
 
-    def _near_in(self, records: Records, mask: np.uint64, near: Spill) -> None:
+    def _condensed(self, near: Spill, number: int) -> tuple[Spill, int]:
+        """Each hash once, and how many there are."""
+        other, held = self._spill(f"near-{number}", _NEAR), 0
+        for part in range(self._parts):
+            kept = _nearest(near.read(part))
+            other.append(kept, np.full(len(kept), part))
+            held += len(kept)
+        near.remove()
+        return other, held
+
+    def _near_in(self, records: Records, mask: np.uint64, near: Spill) -> int:
+        """Adds the nearest hash of each that has one under a mask, and returns how many have."""
         query_N, reference_N = records["query"], records["reference"]
         found: list[Pairs] = []
         held = 0
@@ -220,13 +233,14 @@ class _Search:
         chosen["phash"], chosen["of"] = records["phash"][kept.first_P], kept.second_P
         chosen["distance"] = kept.distance_P
         near.append(chosen, self._hash_part(chosen["phash"]))
+        return len(chosen)
 
     def _match_near(self, records: Records, near: Records) -> None:
         """Gives the nearest hash of each hash to the images that have it: inside a data set to the first of them."""
         if not len(near):
             return
-        hashes, index = np.unique(near["phash"], return_inverse=True)
-        kept = best([Pairs(index, near["of"], near["distance"])])
+        near = _nearest(near)
+        hashes = near["phash"]
         query_N, _ = self._roles(records["place"])
         at = np.minimum(np.searchsorted(hashes, records["phash"]), len(hashes) - 1)
         hit_N = (hashes[at] == records["phash"]) & (query_N != _NONE)
@@ -235,7 +249,7 @@ class _Search:
             np.minimum.at(first, at[hit_N], query_N[hit_N])
             hit_N &= first[at] == query_N
         at = at[hit_N]
-        self._add(query_N[hit_N], kept.second_P[at], kept.distance_P[at], exact=False)
+        self._add(query_N[hit_N], near["of"][at], near["distance"][at], exact=False)
 
     def _add(self, place_N: Any, of_N: Any, distance: Any, *, exact: bool) -> None:
         matches = np.empty(len(place_N), dtype=_MATCH)
@@ -288,6 +302,12 @@ class _Search:
                         for record, of_shard in zip(records, of_shards, strict=True)
                     ],
                 )
+
+
+def _nearest(near: Records) -> Records:
+    """Each hash once, in order, with the nearest place."""
+    ordered = near[np.lexsort((near["of"], near["distance"], near["phash"]))]
+    return ordered[run_starts(ordered["phash"])]
 
 
 def _cut(

@@ -13,6 +13,7 @@ from PIL import Image
 from cloc.boxes import Letterbox
 from cloc.config import parse
 from cloc.data.dataset import Dataset
+from cloc.data.fingerprints import ensure
 from cloc.data.storage import open_storage
 from cloc.data.tables import read_table, write_table
 from cloc.errors import ConfigError, DataError
@@ -101,6 +102,21 @@ class Page(html.parser.HTMLParser):
 
     def handle_endtag(self, tag):
         assert self.open.pop() == tag
+
+
+def test_what_was_trained_on_is_told(tmp_path, collection, models, make_dataset):
+    make_dataset(tmp_path / "data" / "train", 10)  # the same seed: the test images
+    result = evaluate(settings(), collection, models, tmp_path)
+    assert "data/leaked_images" not in result.metrics
+    assert "is not known" in (tmp_path / "report" / "index.html").read_text()
+    for split in ("train", "test", "other"):
+        ensure(Dataset.open(tmp_path / "data" / split), processes=1)
+    result = evaluate(settings(), collection, models, tmp_path)
+    assert result.metrics["data/leaked_images"] == result.metrics["data/test/leaked_images"] == 10
+    page = (tmp_path / "report" / "index.html").read_text()
+    Page(page)
+    assert "10 of the 10 test images occur in the split train that is trained on: 10 equal files" in page
+    assert "10 of the 10 images of test occur in train" in (tmp_path / "report" / "summary.md").read_text()
 
 
 def test_the_whole_stage(tmp_path, collection, models):

@@ -1,18 +1,36 @@
-"""The training stream: determinism, resumption, split over ranks, what a batch holds."""
+"""The training stream: determinism, resumption, workers, split over ranks, what a batch holds."""
 
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
-import numpy as np
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from torch import Tensor
 
-from cloc.data.dataset import Dataset
+from cloc.config.schema import AugmentationConfig
+from cloc.data.batches import Batch
+from cloc.data.buffers import Buffers
+from cloc.data.dataset import Dataset, write_manifest
 from cloc.data.loader import LoaderSettings, TrainLoader
-from cloc.data.order import shuffled
 from cloc.data.prefetch import prefetched
+from cloc.data.tables import write_table
 from cloc.errors import DataError
+
+SETTINGS = LoaderSettings(image_size=32, batch_size=4, max_regions=3, alt_text_share=0.5, seed=0, buffer=6)
+AUGMENTED = AugmentationConfig(min_crop_area=0.5, flip=0.5, color_jitter=0.2)
 
 
 def lengths(texts: list[str]) -> Tensor:
@@ -21,23 +39,35 @@ def lengths(texts: list[str]) -> Tensor:
     return torch.tensor(rows)
 
 
-def loader(data: str | Dataset, *, rank: int = 0, world_size: int = 1, batch_size: int = 4, share: float = 0.5, seed=0):
+def broken_tokenizer(texts: list[str]) -> Tensor:
+    """A defect."""
+    raise KeyError(f"no {len(texts)} texts")
+
+
+def loader(data: str | Dataset, **changed: Any) -> TrainLoader:
     dataset = data if isinstance(data, Dataset) else Dataset.open(data)
-    settings = LoaderSettings(
-        image_size=32,
-        batch_size=batch_size,
-        max_regions=3,
-        alt_text_share=share,
-        seed=seed,
-        rank=rank,
-        world_size=world_size,
-        buffer=6,
-    )
-    return TrainLoader(dataset, settings, tokenize=lengths)
+    return TrainLoader(dataset, replace(SETTINGS, **changed), tokenize=lengths)
 
 
-def fingerprints(batches) -> list[float]:
-    return [float(batch.pixels_BSS3.double().sum()) + float(batch.caption_ids_BL.sum()) for batch in batches]
+@dataclass(frozen=True)
+class Step:
+    """A batch, and the loader's state behind it, as a checkpoint keeps it."""
+
+    batch: Batch
+    state: dict[str, Any]
+
+
+def taken(own: TrainLoader, count: int) -> list[Step]:
+    with closing(own.batches()) as batches:
+        return [Step(batch, json.loads(json.dumps(own.state_dict()))) for batch in islice(batches, count)]
+
+
+def assert_equal(found: list[Step], expected: list[Step]) -> None:
+    assert len(found) == len(expected)
+    for one, other in zip(found, expected, strict=True):
+        assert one.state == other.state
+        for name, value in vars(one.batch).items():
+            assert torch.equal(value, getattr(other.batch, name)), name
 
 
 @pytest.fixture
@@ -45,67 +75,113 @@ def data(tmp_path: Path, make_dataset) -> str:
     return make_dataset(tmp_path / "train", 18, shard_size=4)
 
 
-def test_the_stream_depends_on_the_seed_alone_and_goes_on_anywhere(data: str) -> None:
-    first = fingerprints(islice(loader(data).batches(), 12))
-    assert fingerprints(islice(loader(data).batches(), 12)) == first
-    assert fingerprints(islice(loader(data).batches(skip=7), 5)) == first[7:]
-    assert fingerprints(islice(loader(data, seed=1).batches(), 12)) != first
+# --- order, determinism, resumption
 
 
-@pytest.mark.parametrize(("images", "shard_size"), [(18, 4), (16, 16)])
+@pytest.mark.parametrize("augmentation", [AugmentationConfig(), AUGMENTED], ids=["plain", "augmented"])
+def test_the_stream_goes_on_from_any_batch_to_the_exact_next_one(data: str, augmentation: AugmentationConfig) -> None:
+    """Three epochs of 18 images; 4 a batch, so that batches reach over the ends of epochs."""
+    whole = taken(loader(data, augmentation=augmentation), 14)
+    assert_equal(taken(loader(data, augmentation=augmentation), 14), whole)
+    assert {step.state["epoch"] for step in whole} == {0, 1, 2, 3}
+    for number in range(13):
+        resumed = loader(data, augmentation=augmentation)
+        resumed.load_state_dict(whole[number].state)
+        assert_equal(taken(resumed, 2 if number < 12 else 1), whole[number + 1 : number + 3])
+
+
+def test_seeds_and_epochs_give_other_orders(data: str) -> None:
+    def order(batches: list[Step]) -> list[float]:
+        return [float(pixels.sum()) for step in batches for pixels in step.batch.pixels_BSS3.double()]
+
+    first, other = order(taken(loader(data, batch_size=18), 2)), order(taken(loader(data, batch_size=18, seed=1), 1))
+    assert sorted(first[:18]) == sorted(first[18:]) == sorted(other)
+    assert first[:18] != first[18:]
+    assert first[:18] != other
+
+
+def test_resumption_reads_no_more_than_it_must(tmp_path: Path, make_dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = Dataset.open(make_dataset(tmp_path / "d", 60, shard_size=6))
+    opened: list[str] = []
+    before = Dataset.open_images
+    monkeypatch.setattr(Dataset, "open_images", lambda own, shard: (opened.append(shard.name), before(own, shard))[1])
+    state = taken(loader(dataset, buffer=3), 11)[-1].state
+    assert state["position"] == 44
+    opened.clear()
+    resumed = loader(dataset, buffer=3, batch_size=4)
+    resumed.load_state_dict(state)
+    next(islice(resumed._tasks(), 3, 4))  # to the end of the epoch
+    assert 2 <= len(opened) <= 5
+
+
+@pytest.mark.parametrize(("images", "shard_size", "world_size"), [(18, 4, 2), (16, 16, 3), (17, 5, 4)])
 def test_ranks_share_an_epoch_without_overlap_or_loss(
-    tmp_path: Path, make_dataset, images: int, shard_size: int
+    tmp_path: Path, make_dataset, images: int, shard_size: int, world_size: int
 ) -> None:
     dataset = Dataset.open(make_dataset(tmp_path / "d", images, shard_size=shard_size))
-    keys = {sample.sample.key for sample in dataset.read_all()}
     seen: list[str] = []
-    for rank in range(2):
-        stream = loader(dataset, rank=rank, world_size=2)._samples()
-        own: list[str] = []
-        for sample in stream:
-            if sample.sample.key in own:
+    for rank in range(world_size):
+        own = loader(dataset, rank=rank, world_size=world_size, batch_size=1)
+        for task in own._tasks():
+            if task.tag.epoch:
                 break
-            own.append(sample.sample.key)
-        seen += own
-    assert sorted(seen) == sorted(keys)
+            seen += [sample.record.key for sample in task.samples]
+    assert sorted(seen) == sorted(
+        sample.key for shard in dataset.manifest.shards for sample in dataset.read_samples(shard)
+    )
 
 
-def test_a_batch_holds_boxes_in_the_padded_frame_and_each_text_once(data: str) -> None:
-    batch = next(loader(data).batches())
-    assert batch.pixels_BSS3.shape == (4, 32, 32, 3)
-    assert batch.pixels_BSS3.dtype == torch.uint8
-    assert batch.present_BM.sum() == 8  # two regions an image
-    assert (batch.boxes_BM4[~batch.present_BM] == 0).all()
-    boxes = batch.boxes_BM4[batch.present_BM]
-    assert ((boxes >= 0) & (boxes <= 1)).all()
-    assert (boxes[:, 2:] > boxes[:, :2]).all()
-    assert len({tuple(row) for row in batch.text_ids_UL.tolist()}) == len(batch.text_ids_UL)
-    assert batch.text_index_BM.max() < len(batch.text_ids_UL)
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"seed": 3}, "seed was 0 and is 3"),
+        ({"buffer": 7, "world_size": 2}, "buffer was 6 and is 7; world_size was 1 and is 2"),
+        ({"augmentation": AUGMENTED}, "augmentation was {.*'flip': 0.0.*} and is {.*'flip': 0.5"),
+    ],
+)
+def test_a_state_of_another_stream_is_refused(data: str, changed: dict[str, Any], message: str) -> None:
+    state = loader(data).state_dict()
+    with pytest.raises(DataError, match=message) as caught:
+        loader(data, **changed).load_state_dict(state)
+    assert "\n" not in str(caught.value)
+    loader(data, workers=2).load_state_dict(state)
 
 
-def test_at_most_m_regions_are_sampled(data: str) -> None:
-    settings = LoaderSettings(image_size=32, batch_size=4, max_regions=1, alt_text_share=0, seed=0)
-    batch = next(TrainLoader(Dataset.open(data), settings, tokenize=lengths).batches())
-    assert batch.present_BM.shape == (4, 1)
-    assert batch.present_BM.all()
+def test_a_state_of_other_data_or_another_release_is_refused(data: str, tmp_path: Path, make_dataset) -> None:
+    state = loader(data).state_dict()
+    other = make_dataset(tmp_path / "other", 18, shard_size=4, seed=5)
+    with pytest.raises(DataError, match=r"data was '\w+' and is '\w+'; restore these, or start training anew"):
+        loader(other).load_state_dict(state)
+    with pytest.raises(DataError, match="version 0 is not 1"):
+        loader(data).load_state_dict({**state, "version": 0})
 
 
-def test_the_alt_text_share_is_kept(data: str) -> None:
+# --- what cannot be used
+
+
+@pytest.fixture
+def thin(tmp_path: Path, make_dataset) -> str:
+    """A third of the images have no caption, and one shard has no table at all."""
+    data = make_dataset(tmp_path / "thin", 18, shard_size=4)
     dataset = Dataset.open(data)
-    texts = {row["text"]: row["kind"] for shard in dataset.manifest.shards for row in _rows(dataset, shard)}
-    for share, kind in ((0.0, "human"), (1.0, "alt_text")):
-        ids = torch.cat([batch.caption_ids_BL for batch in islice(loader(data, share=share).batches(), 5)])
-        known = {tuple(lengths([text])[0].tolist()): found for text, found in texts.items()}
-        assert {known[tuple(row)] for row in ids.tolist()} == {kind}
+    for number, shard in enumerate(dataset.manifest.shards):
+        rows = [row for rows in dataset.rows("captions", shard).values() for row in rows if int(row["key"]) % 3]
+        write_table(dataset.captions, "captions", shard.name, rows)
+        if number == 2:
+            (Path(data) / "captions" / f"{shard.name}.parquet").unlink()
+    return data
 
 
-def _rows(dataset: Dataset, shard):
-    return [row for rows in dataset.rows("captions", shard).values() for row in rows]
-
-
-def test_too_little_data_is_told_before_training(data: str) -> None:
-    with pytest.raises(DataError, match=r"18 images are fewer than a batch of 40; lower train\.batch_size"):
-        loader(data, batch_size=40)
+def test_images_without_a_caption_are_left_out_counted_and_resumed_over(thin: str) -> None:
+    whole = taken(loader(thin, batch_size=5), 12)  # 60 samples; 9 of the 18 have a caption
+    last = whole[-1].state
+    assert last["epoch"] == 6
+    assert last["unusable"] == 18 * 6 + last["position"] - 60
+    for number in range(11):
+        resumed = loader(thin, batch_size=5)
+        resumed.load_state_dict(whole[number].state)
+        assert_equal(taken(resumed, 1), whole[number + 1 : number + 2])
+        assert resumed.unusable == whole[number + 1].state["unusable"]
 
 
 def test_data_without_captions_is_told(tmp_path: Path, make_dataset) -> None:
@@ -114,24 +190,199 @@ def test_data_without_captions_is_told(tmp_path: Path, make_dataset) -> None:
         next(loader(data).batches())
 
 
+def test_too_little_data_is_told_before_training(data: str) -> None:
+    with pytest.raises(DataError, match=r"18 images are fewer than a batch of 40; lower train\.batch_size"):
+        loader(data, batch_size=40)
+
+
 def test_a_broken_image_is_named(tmp_path: Path, make_dataset) -> None:
     data = make_dataset(tmp_path / "d", 8, broken=[3])
     with pytest.raises(DataError, match="image '000003' cannot be decoded"):
-        list(islice(loader(data).batches(), 2))
+        taken(loader(data), 2)
 
 
-def test_shuffled_keeps_every_item() -> None:
-    mixed = list(shuffled(range(50), rng=np.random.default_rng(0), buffer=8))
-    assert sorted(mixed) == list(range(50))
-    assert mixed != list(range(50))
+def test_broken_tables_and_shards_are_named(data: str) -> None:
+    table = Path(data) / "regions" / "00001.parquet"
+    whole, body = pq.read_table(table), table.read_bytes()
+    pq.write_table(whole.drop_columns("score"), table)
+    with pytest.raises(DataError, match=r"regions/00001\.parquet: columns .* are not the contract's"):
+        taken(loader(data), 5)
+    pq.write_table(whole.set_column(5, "text", pa.nulls(len(whole), pa.string())), table)
+    with pytest.raises(DataError, match=r"regions/00001\.parquet: 8 rows without text; make this table again"):
+        taken(loader(data), 5)
+    table.write_bytes(body)
+    tar = Path(data) / "images" / "00002.tar"
+    tar.write_bytes(tar.read_bytes()[:5000])
+    with pytest.raises(DataError, match=r"images/00002\.tar: truncated"):
+        taken(loader(data), 5)
+    tar.unlink()
+    with pytest.raises(DataError, match=r"there is no images/00002\.tar"):
+        taken(loader(data), 5)
 
 
-def test_prefetched_hands_over_items_and_errors() -> None:
-    def items():
-        yield 1
-        raise DataError("broken")
+def test_a_shard_with_fewer_samples_than_the_manifest_says_is_told(data: str) -> None:
+    dataset = Dataset.open(data)
+    first, *rest = dataset.manifest.shards
+    write_manifest(dataset.images, replace(dataset.manifest, shards=(replace(first, images=6), *rest)))
+    with pytest.raises(DataError, match=r"00000\.tar: 4 samples, the manifest says 6; write this shard again"):
+        taken(loader(data), 5)
 
-    stream = prefetched(items(), depth=2)
-    assert next(stream) == 1
+
+# --- what a batch holds
+
+
+def test_a_batch_holds_boxes_in_the_padded_frame_and_each_text_once(data: str) -> None:
+    (step,) = taken(loader(data), 1)
+    batch = step.batch
+    assert batch.pixels_BSS3.shape == (4, 32, 32, 3)
+    assert batch.pixels_BSS3.dtype == torch.uint8
+    assert batch.present_BM.sum() == 8  # two regions an image
+    assert (batch.boxes_BM4[~batch.present_BM] == 0).all()
+    boxes = batch.boxes_BM4[batch.present_BM]
+    assert ((boxes >= 0) & (boxes <= 1)).all()
+    assert (boxes[:, 2:] > boxes[:, :2]).all()
+    points = batch.points_BM2[batch.present_BM]
+    assert ((points >= boxes[:, :2]) & (points <= boxes[:, 2:])).all()
+    assert len({tuple(row) for row in batch.text_ids_UL.tolist()}) == len(batch.text_ids_UL)
+    assert batch.text_index_BM.max() < len(batch.text_ids_UL)
+
+
+def test_texts_and_boxes_stay_together(data: str) -> None:
+    """Each region's text is found again by its box, through crops and flips."""
+    dataset = Dataset.open(data)
+    own = loader(dataset, augmentation=AugmentationConfig(flip=1.0), batch_size=18, buffer=1)
+    (task,) = islice(own._tasks(), 1)
+    (step,) = taken(own, 1)
+    batch, flips = step.batch, 0
+    for number, sample in enumerate(task.samples):
+        labels = sample.record.labels
+        for place in range(2):
+            ids = batch.text_ids_UL[batch.text_index_BM[number, place]]
+            source = next(i for i, text in enumerate(labels.texts) if torch.equal(lengths([text])[0], ids))
+            left = labels.boxes_R4[source, 0] < 0.5
+            flips += bool(left) != bool(batch.boxes_BM4[number, place, 0] < 0.4)
+    captions = [caption for sample in task.samples for caption in sample.record.labels.captions]
+    assert all("left of" in caption for caption in captions)
+    assert 0 < flips < 36  # the alt-texts name no side, the captions do
+
+
+def test_at_most_m_regions_are_sampled(data: str) -> None:
+    steps = taken(loader(data, max_regions=1, alt_text_share=0.0), 18)
+    assert all(step.batch.present_BM.shape == (4, 1) for step in steps)
+    assert all(step.batch.present_BM.all() for step in steps)
+    lefts = torch.cat([step.batch.boxes_BM4[:, 0, 0] for step in steps])
+    assert 0.3 < (lefts < 0.4).float().mean() < 0.7  # of the two, each in its turn
+
+
+@pytest.mark.parametrize(("share", "low", "high"), [(0.0, 0, 0), (0.3, 0.18, 0.42), (1.0, 1, 1)])
+def test_the_alt_text_share_is_kept(data: str, share: float, low: float, high: float) -> None:
+    dataset = Dataset.open(data)
+    rows = [row for shard in dataset.manifest.shards for own in dataset.rows("captions", shard).values() for row in own]
+    alt_texts = {tuple(lengths([row["text"]])[0].tolist()) for row in rows if row["kind"] == "alt_text"}
+    ids = [row for step in taken(loader(data, alt_text_share=share), 45) for row in step.batch.caption_ids_BL.tolist()]
+    assert low <= sum(tuple(row) in alt_texts for row in ids) / len(ids) <= high
+
+
+def test_the_share_of_points_is_kept(data: str) -> None:
+    steps = taken(loader(data, point_share=0.25), 45)
+    pointed = torch.cat([step.batch.pointed_BM[step.batch.present_BM] for step in steps]).float()
+    assert 0.15 < pointed.mean() < 0.35
+    assert not any((step.batch.pointed_BM & ~step.batch.present_BM).any() for step in steps)
+
+
+# --- processes that decode
+
+
+def test_workers_give_the_same_stream_and_go_on_with_another_number_of_them(thin: str) -> None:
+    whole = taken(loader(thin, augmentation=AUGMENTED), 9)
+    assert_equal(taken(loader(thin, augmentation=AUGMENTED, workers=3), 9), whole)
+    resumed = loader(thin, augmentation=AUGMENTED, workers=1)
+    resumed.load_state_dict(whole[4].state)
+    assert_equal(taken(resumed, 4), whole[5:])
+    assert not [each for each in psutil.Process().children() if "spawn_main" in " ".join(each.cmdline())]
+
+
+def test_a_worker_names_the_image_that_cannot_be_decoded(tmp_path: Path, make_dataset) -> None:
+    data = make_dataset(tmp_path / "d", 8, broken=[3])
+    with pytest.raises(DataError, match="image '000003' cannot be decoded"):
+        taken(loader(data, workers=1), 2)
+
+
+def test_a_defect_in_a_worker_comes_with_its_traceback(data: str) -> None:
+    own = TrainLoader(Dataset.open(data), replace(SETTINGS, workers=1), tokenize=broken_tokenizer)
+    with pytest.raises(RuntimeError, match=r"(?s)a process that decodes failed:.*broken_tokenizer.*KeyError: 'no 4"):
+        taken(own, 1)
+
+
+def workers_of(process: psutil.Process) -> list[psutil.Process]:
+    return [each for each in process.children(recursive=True) if "spawn_main" in " ".join(each.cmdline())]
+
+
+def test_a_worker_that_is_killed_is_one_line(data: str) -> None:
+    with closing(loader(data, workers=1).batches()) as batches:
+        next(batches)
+        (worker,) = workers_of(psutil.Process())
+        worker.send_signal(signal.SIGKILL)
+        with pytest.raises(DataError, match=r"train\.workers: a process that decodes died \(signal 9") as caught:
+            for _ in batches:
+                pass
+    assert "\n" not in str(caught.value)
+
+
+def test_workers_end_with_their_parent(data: str) -> None:
+    script = (
+        "import sys\nfrom tests.unit.test_loader import loader\n"
+        f"if __name__ == '__main__':\n    batches = loader({data!r}, workers=1).batches()\n"
+        "    next(batches)\n    print('ready', flush=True)\n    sys.stdin.read()\n"
+    )
+    root = Path(__file__).parents[2]
+    path = Path(data) / "hold.py"
+    path.write_text(script)
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    command = [sys.executable, str(path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"
+        (worker,) = workers_of(psutil.Process(process.pid))
+        process.kill()
+        worker.wait(timeout=10)
+
+
+# --- parts
+
+
+def test_memory_is_given_out_again_when_nobody_holds_it() -> None:
+    buffers = Buffers((2, 3))
+    first = buffers.take()
+    address, tensor = first.ctypes.data, torch.from_numpy(first)
+    del first
+    assert buffers.take().ctypes.data != address  # the tensor still holds it
+    view = tensor[1:]
+    del tensor
+    assert buffers.take().ctypes.data != address
+    del view
+    assert buffers.take().ctypes.data == address
+
+
+def test_prefetched_hands_over_items_and_errors_and_closes_its_maker() -> None:
+    closed: list[int] = []
+
+    def items(last: bool) -> Iterator[int]:
+        try:
+            yield from (1, 2, 3)
+            if last:
+                raise DataError("broken")
+        finally:
+            closed.append(1)
+
+    stream = prefetched(items(last=True), depth=2)
+    assert [next(stream) for _ in range(3)] == [1, 2, 3]
     with pytest.raises(DataError, match="broken"):
         next(stream)
+    early = prefetched(items(last=False), depth=1)
+    assert next(early) == 1
+    early.close()
+    deadline = time.monotonic() + 5
+    while len(closed) < 2 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert len(closed) == 2

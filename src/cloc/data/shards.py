@@ -159,7 +159,7 @@ def read_images(stream: BinaryIO, *, source: str, want: Callable[[str], bool]) -
     key, wanted, best, image = "", False, len(IMAGE_SUFFIXES), b""
     for name in tar:
         stem, _, suffix = name.partition(".")
-        if stem != key:
+        if stem != key or not stem:
             if wanted:
                 yield key, _found(image, key, source=source)
             if not _KEY.fullmatch(stem):

@@ -263,8 +263,8 @@ class ValidationConfig(Section):
     """How much larger the share of boxes that touch the left border may be than that of the right one, or the other way
     round; and how far from the middle of its image the mean box may be, horizontally."""
     max_vertical_bias: Share = 0.3
-    """How much larger the share of boxes that touch the upper border may be than that of the lower one, or the other way
-    round."""
+    """How much larger the share of boxes that touch the upper border may be than that of the lower one, or the other
+    way round."""
     max_same_score: Share = 0.9
     """Largest share of one and the same score among detected regions."""
     max_region_text: Share = 0.5

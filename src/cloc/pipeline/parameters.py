@@ -20,6 +20,7 @@ from cloc.stages import STAGES, stage_settings
 
 BASE_PRESET = "demo"
 OTHER = "other_settings"
+_OUTSIDE = ("ingest", "duplicates")  # the pipeline starts from data sets
 # Parameter of the pipeline -> setting. The help texts stand in the pipeline's docstring.
 PARAMETERS: Mapping[str, str] = {
     "demo_images": "data.scenes.train_images",
@@ -92,7 +93,7 @@ def stage_parameters(config: Config, *, data: str = "") -> dict[str, str]:
     Raises:
         DataError: `data` lacks a split that the settings name.
     """
-    names = [name for name in STAGES if name != "ingest"]  # the pipeline starts from data sets
+    names = [name for name in STAGES if name not in _OUTSIDE]
     settings = {name: stage_settings(name, config) for name in names}
     settings["teachers"]["teachers"]["fit"] = needed_teachers(config)
     tasks = {name: {"settings": settings[name], "code": code_version(name)} for name in names}

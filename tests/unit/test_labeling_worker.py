@@ -10,12 +10,13 @@ from PIL import Image
 
 from cloc.data.dataset import Dataset, write_manifest
 from cloc.data.schema import Manifest
+from cloc.data.selection import Selection
 from cloc.data.shards import Sample, ShardWriter
 from cloc.data.storage import open_storage
 from cloc.data.tables import read_table, table_info
 from cloc.errors import ClocError, ConfigError, DataError
 from cloc.labeling.images import BadImageError
-from cloc.labeling.jobs import PROCESS_VARIABLE, Selection, run_job
+from cloc.labeling.jobs import PROCESS_VARIABLE, run_job
 from cloc.labeling.worker import Job, Labels, Worker
 from tests.labelers import Echo, Watching, job, png, quarantine, tables_of
 

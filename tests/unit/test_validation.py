@@ -20,12 +20,12 @@ from cloc.data.schema import Table
 from cloc.data.shards import Sample
 from cloc.data.storage import open_storage
 from cloc.data.tables import read_table, write_table
-from cloc.errors import DataError, GateFailed
+from cloc.errors import ConfigError, DataError, GateFailed
 from cloc.stage import StageResult
 
 pytest.importorskip("great_expectations")
 
-from cloc.validation import engine, stage
+from cloc.validation import engine, passes, stage
 from cloc.validation.sketches import CommonTexts
 
 IMAGES, SHARD = 120, 40
@@ -276,3 +276,58 @@ def test_most_common_text_is_found_in_bounded_memory() -> None:
     text, count = common.top()
     assert text == "the same"
     assert 4000 - 20_000 / 50 <= count <= 4000
+
+
+def verdicts(data: Path) -> dict[str, Any]:
+    report = data.parent / "report"
+    return {
+        **{name: value for name, value in read_report(data).items() if name in ("checks", "numbers", "counts")},
+        "page": (report / "index.html").read_text(),
+    }
+
+
+@pytest.fixture
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Blocks of one shard, in this process; gives the names of the shards that are checked, as they are."""
+    checked: list[str] = []
+    check = passes._check_block
+    monkeypatch.setattr(passes, "_BLOCK_IMAGES", 1)
+    monkeypatch.setattr(
+        passes, "_check_block", lambda block: checked.extend(item.name for item in block.shards) or check(block)
+    )
+    return checked
+
+
+def test_workers_share_the_shards_and_the_judge_checks_none_again(good: Path, small_blocks: list[str]) -> None:
+    config = Config(validation=ValidationConfig(processes=1))
+    run(good, config=config)
+    whole, sums = verdicts(good), str(good.parent / "sums")
+    small_blocks.clear()
+    for number in range(2):
+        inputs = stage.Inputs(data=str(good), captions=str(good), regions=str(good), worker=f"{number}/2")
+        result = stage.run(config, inputs=inputs, outputs=stage.Outputs(str(good.parent / "work"), sums=sums))
+        assert "without --worker judges" in result.message
+    assert small_blocks == ["00000", "00002", "00001"]
+    small_blocks.clear()
+    inputs = stage.Inputs(data=str(good), captions=str(good), regions=str(good))
+    outputs = stage.Outputs(str(good.parent / "report"), sums=sums)
+    stage.run(config, inputs=inputs, outputs=outputs)
+    assert small_blocks == []
+    assert verdicts(good) == whole
+
+    storage = open_storage(good)
+    rows = read_table(storage, "regions", "00001").to_pylist()
+    write_table(storage, "regions", "00001", [{**row, "x2": 7.0} for row in rows])
+    with pytest.raises(GateFailed):
+        stage.run(config, inputs=inputs, outputs=outputs)
+    assert small_blocks == ["00001"]
+    small_blocks.clear()
+    lenient = Config(validation=ValidationConfig(processes=1, warn=("regions/", "set/")))
+    stage.run(lenient, inputs=inputs, outputs=outputs)
+    assert small_blocks == ["00000", "00001", "00002"]
+
+
+def test_worker_without_a_place_for_its_sums_is_told(good: Path) -> None:
+    inputs = stage.Inputs(data=str(good), captions=str(good), regions=str(good), worker="0/2")
+    with pytest.raises(ConfigError, match="--worker 0/2: say with --sums"):
+        stage.run(Config(), inputs=inputs, outputs=stage.Outputs(str(good.parent / "report")))

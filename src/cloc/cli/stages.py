@@ -95,11 +95,13 @@ def fit(data: str, out: str, **settings: Any) -> None:
 @_captions
 @_regions
 @click.option("--out", required=True, help="Folder of the report.")
+@click.option("--sums", default="", help="Folder or s3:// prefix that keeps what is done; for --worker, and to go on.")
+@click.option("--worker", default="", metavar="I/N", help="Only check a share of the shards, into --sums.")
 @settings_options
-def validate(data: str, captions: str, regions: str, out: str, **settings: Any) -> None:
+def validate(data: str, captions: str, regions: str, out: str, sums: str, worker: str, **settings: Any) -> None:
     """Check labels with Great Expectations; exit code 4 when the gate fails."""
-    inputs = {"data": data, "captions": captions, "regions": regions}
-    run_stage("validation", resolve(**settings), inputs=inputs, outputs={"report": out})
+    inputs = {"data": data, "captions": captions, "regions": regions, "worker": worker}
+    run_stage("validation", resolve(**settings), inputs=inputs, outputs={"report": out, "sums": sums})
 
 
 @click.command()

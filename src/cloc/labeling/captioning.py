@@ -10,9 +10,10 @@ from typing import Any
 
 from cloc.config.schema import CaptioningConfig, Config
 from cloc.data.dataset import resolve_split
+from cloc.data.selection import Selection
 from cloc.labeling.captioners import CAPTIONERS, Captioner, Said
 from cloc.labeling.guards import Guards
-from cloc.labeling.jobs import Selection, decode_threads, run_job
+from cloc.labeling.jobs import decode_threads, run_job
 from cloc.labeling.names import Names
 from cloc.labeling.quality import caption_counts, quality_metrics
 from cloc.labeling.report import captioning_report

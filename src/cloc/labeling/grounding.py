@@ -12,8 +12,9 @@ from cloc import boxes
 from cloc.config.schema import Config, GroundingConfig
 from cloc.data.dataset import resolve_split
 from cloc.data.schema import Table
+from cloc.data.selection import Selection
 from cloc.labeling.detectors import DETECTORS, Detector, Region
-from cloc.labeling.jobs import Selection, decode_threads, run_job
+from cloc.labeling.jobs import decode_threads, run_job
 from cloc.labeling.names import Names
 from cloc.labeling.quality import quality_counts, quality_metrics
 from cloc.labeling.report import grounding_report

@@ -7,7 +7,6 @@ and whoever runs last without a selection finds all of them done and reports on 
 import multiprocessing
 import os
 import queue
-import re
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -18,8 +17,9 @@ from typing import Any, TypeVar
 from cloc.data import tables
 from cloc.data.dataset import Dataset
 from cloc.data.schema import Shard
+from cloc.data.selection import ALL, Selection
 from cloc.data.storage import Storage, open_storage
-from cloc.errors import ClocError, ConfigError, DataError
+from cloc.errors import ClocError, DataError
 from cloc.labeling.progress import Progress
 from cloc.labeling.statistics import ShardStats, Totals
 from cloc.labeling.worker import Job, Labeler, Worker
@@ -31,41 +31,6 @@ _PLANNING_THREADS = 16  # a look at a table on S3 is a few round trips
 _MOST_DECODE_THREADS = 8
 _POLL = 0.5  # seconds between looks whether a process died
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Selection:
-    """Which shards to label: from `first` to before `last`, of these every `workers`-th from the `worker`-th on."""
-
-    first: int = 0
-    last: int | None = None
-    worker: int = 0
-    workers: int = 1
-
-    @classmethod
-    def parse(cls, *, shards: str = "", worker: str = "") -> "Selection":
-        """Reads "first:last" (either may be left out, one number is one shard) and "i/n".
-
-        Raises:
-            ConfigError: either is something else.
-        """
-        span = re.fullmatch(r"(\d*):(\d*)|(\d+)", shards or ":")
-        if span is None:
-            raise ConfigError(f"--shards {shards!r}: write first:last, as in 0:100, or one number")
-        share = re.fullmatch(r"(\d+)/(\d+)", worker or "0/1")
-        if share is None or int(share[1]) >= int(share[2]):
-            raise ConfigError(f"--worker {worker!r}: write i/n with i from 0 to n - 1, as in 0/4")
-        single = int(span[3]) if span[3] else None
-        return cls(
-            first=int(span[1] or 0) if single is None else single,
-            last=(int(span[2]) if span[2] else None) if single is None else single + 1,
-            worker=int(share[1]),
-            workers=int(share[2]),
-        )
-
-    def of(self, shards: Sequence[T]) -> Sequence[T]:
-        """The selected ones."""
-        return shards[self.first : self.last][self.worker :: self.workers]
 
 
 @dataclass(frozen=True)
@@ -111,7 +76,7 @@ def run_job(
     *,
     processes: int,
     quarantine_limit: float,
-    selection: Selection = Selection(),
+    selection: Selection = ALL,
     interval: float = 5.0,
 ) -> JobResult:
     """Labels every selected shard of a data set that is not labelled yet.

@@ -3,8 +3,11 @@
 import hashlib
 import heapq
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from pydantic import TypeAdapter
 
 from cloc.config import Config
 from cloc.data.dataset import Dataset
@@ -15,6 +18,9 @@ from cloc.validation.results import CheckResult, Example, failures_first
 
 _MOST, _MOST_A_CHECK, _MOST_WITHIN = 24, 3, 1
 _MOST_SHARDS = 8
+
+
+_PICTURE = TypeAdapter(Picture)
 
 
 @dataclass(order=True)
@@ -52,6 +58,15 @@ class RandomSamples:
     def pictures(self) -> list[Picture]:
         """The chosen pictures, in an order that depends on their keys only."""
         return [item.picture for item in sorted(self._heap, reverse=True) if item.picture is not None]
+
+    def to_json(self) -> list[dict[str, Any]]:
+        """The pictures drawn so far, as JSON values that `load` takes."""
+        return [{"rank": item.rank, "picture": asdict(item.picture)} for item in self._heap if item.picture is not None]
+
+    def load(self, body: Sequence[Mapping[str, Any]]) -> None:
+        """Takes in what `to_json` gave."""
+        for item in body:
+            self._keep(_Candidate(item["rank"], sample=None, picture=_PICTURE.validate_python(item["picture"])))
 
     def _keep(self, candidate: _Candidate) -> None:
         if len(self._heap) < self.size:

@@ -2,8 +2,12 @@
 
 The unit of work is a block: a few shards in a row, always the same ones. A block gives sums; sums of blocks are merged
 in the blocks' order. So what comes out does not depend on how many processes worked, to the last bit.
+
+Where sums are kept, in a folder or `s3://` prefix, a pass that was killed goes on with what stands there, and machines
+share the work: each checks its own blocks, and the pass that judges finds all of them done.
 """
 
+import json
 import os
 import sys
 import time
@@ -16,10 +20,13 @@ from multiprocessing import get_context
 from typing import Any
 
 from cloc.config import Config
+from cloc.data import tables
 from cloc.data.dataset import Dataset
-from cloc.data.schema import Manifest, Shard
-from cloc.data.storage import open_storage
+from cloc.data.schema import Manifest, Shard, Table
+from cloc.data.selection import ALL, Selection
+from cloc.data.storage import Storage, open_storage
 from cloc.errors import ClocError
+from cloc.stage import fingerprint
 from cloc.validation.engine import Engine
 from cloc.validation.frames import load_shard
 from cloc.validation.gallery import RandomSamples
@@ -27,6 +34,10 @@ from cloc.validation.results import Tally
 from cloc.validation.suites import suites
 from cloc.validation.summary import Summary
 
+# Raise it when the same shards come to other sums than before, so that kept ones are made again.
+_VERSION = 1
+_SECTIONS = ("data", "grounding", "validation")
+_SPEED = {"processes", "decode_threads"}  # settings that change how fast it goes
 _BLOCK_IMAGES = 10_000
 _SAMPLES = 6
 _PROGRESS_SECONDS = 5.0
@@ -65,18 +76,36 @@ class Sums:
 
 @dataclass(frozen=True)
 class Block:
-    """Shards in a row, and where they and their tables lie; plain values, so that processes can be given it."""
+    """Shards in a row, where they, their tables and kept sums lie; plain values, so that processes can be given it."""
 
     config: Config
     images: str
     captions: str
     regions: str
+    kept: str
     shards: tuple[Shard, ...]
 
     @property
     def size(self) -> int:
         """Number of images."""
         return sum(shard.images for shard in self.shards)
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of all that decides what the block comes to; reads the ends of its tables alone."""
+        dataset = self.open()
+        roots: tuple[tuple[Table, Storage], ...] = (
+            ("captions", dataset.captions),
+            ("regions", dataset.regions),
+            ("quarantine", dataset.captions),
+            ("quarantine", dataset.regions),
+        )
+        hashes = [
+            (shard.name, shard.content, *(tables.content_hash(root, table, shard.name) for table, root in roots))
+            for shard in self.shards
+        ]
+        sections = {name: getattr(self.config, name).model_dump(mode="json", exclude=_SPEED) for name in _SECTIONS}
+        return fingerprint(_VERSION, sections, hashes)
 
     def open(self) -> Dataset:
         """These shards as a data set: the whole one's manifest is read once and not again for every block."""
@@ -95,18 +124,29 @@ class Pass:
     sums: Sums
     samples: RandomSamples
 
+    @classmethod
+    def empty(cls, config: Config) -> "Pass":
+        """A pass over nothing yet."""
+        return cls(Sums(), RandomSamples(size=_SAMPLES, max_pixels=config.data.max_pixels))
 
-def check_shards(config: Config, dataset: Dataset) -> Pass:
-    """Checks every shard of a data set.
+
+def check_shards(config: Config, dataset: Dataset, *, kept: str = "", selection: Selection = ALL) -> Pass:
+    """Checks the shards of a data set.
+
+    Args:
+        config: all settings.
+        dataset: the open data set.
+        kept: folder or `s3://` prefix of the sums of blocks that stand already, and where others go; "" keeps none.
+        selection: which blocks.
 
     Raises:
         DataError: a shard is empty or damaged, or one of its tables is missing.
         ClocError: a process died.
     """
-    blocks = _blocks(config, dataset)
+    blocks = selection.of(_blocks(config, dataset, kept=kept))
     wanted = config.validation.processes or len(os.sched_getaffinity(0))
     processes = min(wanted, len(blocks))
-    found = Pass(Sums(), RandomSamples(size=_SAMPLES, max_pixels=config.data.max_pixels))
+    found = Pass.empty(config)
     parts = _in_processes(blocks, processes) if processes > 1 else map(check_block, blocks)
     progress = _Progress(dataset.manifest.images)
     for block, part in zip(blocks, parts, strict=True):
@@ -118,7 +158,22 @@ def check_shards(config: Config, dataset: Dataset) -> Pass:
 
 
 def check_block(block: Block) -> Pass:
-    """Checks the shards of one block."""
+    """What the shards of one block come to: found where sums are kept, or checked, and then kept."""
+    if not block.kept:
+        return _check_block(block)
+    storage, path = open_storage(block.kept), f"{block.fingerprint}.json"
+    if storage.exists(path):
+        body, found = json.loads(storage.read_bytes(path)), Pass.empty(block.config)
+        found.sums.merge(Sums.from_json(body["sums"]))
+        found.samples.load(body["samples"])
+        return found
+    found = _check_block(block)
+    body = {"sums": found.sums.to_json(), "samples": found.samples.to_json()}
+    storage.write_bytes(path, json.dumps(body).encode())
+    return found
+
+
+def _check_block(block: Block) -> Pass:
     config, dataset, engine = block.config, block.open(), Engine()
     checks = suites(config)
     images = engine.table_suite(table="images", checks=checks.images)
@@ -137,14 +192,14 @@ def check_block(block: Block) -> Pass:
     return Pass(Sums(tallies, summary), samples)
 
 
-def _blocks(config: Config, dataset: Dataset) -> list[Block]:
+def _blocks(config: Config, dataset: Dataset, *, kept: str) -> list[Block]:
     groups: list[list[Shard]] = [[]]
     for shard in dataset.manifest.shards:
         if sum(item.images for item in groups[-1]) >= _BLOCK_IMAGES:
             groups.append([])
         groups[-1].append(shard)
     places = (dataset.images.url, dataset.captions.url, dataset.regions.url)
-    return [Block(config, *places, tuple(group)) for group in groups]
+    return [Block(config, *places, kept, tuple(group)) for group in groups]
 
 
 def _in_processes(blocks: Sequence[Block], processes: int) -> Iterator[Pass]:

@@ -12,7 +12,8 @@ import yaml
 
 from cloc.config import Config
 from cloc.data.dataset import Dataset, resolve_split
-from cloc.errors import DataError, GateFailed
+from cloc.data.selection import Selection
+from cloc.errors import ConfigError, DataError, GateFailed
 from cloc.stage import StageResult
 from cloc.validation.console import print_verdict
 from cloc.validation.docs import build_docs
@@ -37,24 +38,34 @@ class Inputs:
     Attributes:
         data: a data set, or a collection that has `data.train_split`.
         captions, regions: data sets' folders that hold these tables.
+        worker: "i/n" checks every n-th block of shards, from the i-th, into `Outputs.sums`, and judges nothing.
     """
 
     data: str
     captions: str
     regions: str
+    worker: str = ""
 
 
 @dataclass(frozen=True)
 class Outputs:
-    """Where the report goes: a folder, made when it is not there."""
+    """What comes out.
+
+    Attributes:
+        report: folder of the report, made when it is not there.
+        sums: folder or `s3://` prefix that keeps what blocks of shards came to: a run that was killed goes on, and
+            workers leave their part there; empty keeps nothing.
+    """
 
     report: str
+    sums: str = ""
 
 
 def run(config: Config, *, inputs: Inputs, outputs: Outputs) -> StageResult:
     """Validates the training split and writes its report.
 
     Raises:
+        ConfigError: a worker that is none, or without a place for its sums.
         DataError: no data, an empty shard, or a shard without its tables.
         GateFailed: checks failed; the report stands already.
     """
@@ -62,9 +73,11 @@ def run(config: Config, *, inputs: Inputs, outputs: Outputs) -> StageResult:
     dataset = Dataset.open(url, captions=inputs.captions, regions=inputs.regions)
     if not dataset.manifest.images:
         raise DataError(f"{url}: the data set has no images; check what was ingested")
+    if inputs.worker:
+        return _work(config, dataset, inputs=inputs, outputs=outputs)
     checks = suites(config)
     reference = Reference.load(config.validation.reference) if config.validation.reference else None
-    passing = check_shards(config, dataset)
+    passing = check_shards(config, dataset, kept=outputs.sums)
     summary, folder = passing.sums.summary, Path(outputs.report)
     twice = count_occurrences(config, dataset, data=inputs.data)
     summary.extra |= twice.numbers | _further_numbers(config, summary, reference)
@@ -85,6 +98,20 @@ def run(config: Config, *, inputs: Inputs, outputs: Outputs) -> StageResult:
     if report.failed:
         raise GateFailed(_reason(report, folder), result=result)
     return result
+
+
+def _work(config: Config, dataset: Dataset, *, inputs: Inputs, outputs: Outputs) -> StageResult:
+    """Checks one worker's share of the blocks."""
+    if not outputs.sums:
+        raise ConfigError(f"--worker {inputs.worker}: say with --sums where all workers leave what they found")
+    selection = Selection.parse(worker=inputs.worker)
+    summary = check_shards(config, dataset, kept=outputs.sums, selection=selection).sums.summary
+    return StageResult(
+        stage=NAME,
+        counts=counts(summary),
+        message=f"worker {inputs.worker} checked {summary.images:,} images in {summary.shards:,} shards; "
+        "when all workers are done, the same command without --worker judges",
+    )
 
 
 def _judge(checks: Suites, sums: Sums, twice: Occurrences) -> list[CheckResult]:

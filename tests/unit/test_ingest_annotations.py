@@ -315,10 +315,10 @@ def test_lvis_on_either_spread_of_the_images(tmp_path: Path, folders: bool) -> N
     assert list(found) == ["000000391895", "000000522418"]
     assert regions(found["000000391895"]) == [("baseball bat", [6, 4, 36, 24])]
     assert regions(found["000000522418"]) == [("bat (animal)", [0, 0, 30, 20])]
-    assert found["000000522418"].regions[0]["label"] == "bat_(animal)"
+    assert found["000000522418"].regions[0]["label"] == "bat (animal)"
     assert found["000000391895"].sample.meta["licence"] == "http://creativecommons.org/licenses/by/2.0/"
     assert found["000000391895"].sample.meta["source"].endswith("train2017/000000391895.jpg")
-    assert Dataset.open(tmp_path / "out").manifest.classes == ("baseball_bat", "bat_(animal)")
+    assert Dataset.open(tmp_path / "out").manifest.classes == ("baseball bat", "bat (animal)")
 
 
 def test_lvis_splits_missing_files_and_faults(tmp_path: Path) -> None:

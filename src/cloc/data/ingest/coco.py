@@ -33,7 +33,7 @@ def read_coco(*, images: str, instances: str = "", captions: str = "", only: str
         raise DataError("coco: name a JSON file of instances, of captions, or both")
     folder = image_folder(images)
     names = read_names(only)
-    labels = CocoLabels(file_name=_file_name, text_of=str)
+    labels = CocoLabels(file_name=_file_name, class_name=str)
     if instances:
         labels.read_instances(instances, what="coco_instances")
     if captions:
@@ -41,7 +41,7 @@ def read_coco(*, images: str, instances: str = "", captions: str = "", only: str
     return Source(
         kind="coco",
         parts=file_parts(keep(labels.records(), names, source=only), folder=folder, size=size),
-        classes=labels.categories.names,
+        classes=labels.classes,
         details={"instances": Path(instances).name, "captions": Path(captions).name, "only": Path(only).name},
     )
 
@@ -57,15 +57,20 @@ class CocoLabels:
 
     Attributes:
         file_name: the file name of an item of `images`, given where it stands for messages.
-        text_of: what a region of a class is described by, given the class name.
+        class_name: a class as it is called here, in texts and as a label, given its name there.
     """
 
     file_name: Callable[[Any, str], str]
-    text_of: Callable[[str], str]
+    class_name: Callable[[str], str]
     images: Images = field(default_factory=Images)
     categories: Categories = field(default_factory=Categories)
     boxes: Boxes = field(default_factory=Boxes)
     captions: Captions = field(default_factory=Captions)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """All classes, in the order of their ids."""
+        return tuple(map(self.class_name, self.categories.names))
 
     def read_instances(self, path: str, *, what: str) -> None:
         """Reads a file of boxes that the option `what` names. Raises DataError saying where it is wrong."""
@@ -104,8 +109,8 @@ class CocoLabels:
             image = self.images[row]
             boxes = []
             for box in self.boxes.of(row, size=image.size):
-                label = self.categories.name_of(box.category)
-                boxes.append(LabeledBox(xyxy=box.xyxy, text=self.text_of(label), label=label))
+                label = self.class_name(self.categories.name_of(box.category))
+                boxes.append(LabeledBox(xyxy=box.xyxy, text=label, label=label))
             yield Record(
                 key=key_of(PurePosixPath(image.name).name or image.name),
                 name=image.name,

@@ -1,8 +1,8 @@
 """Reader: LVIS (https://www.lvisdataset.org): COCO's images and format with 1,203 classes.
 
 What differs: images have a `coco_url` instead of a `file_name`, and class names are identifiers such as
-`bat_(animal)`. Which classes were not searched for in an image (`neg_category_ids`, `not_exhaustive_category_ids`) is
-for LVIS's own evaluation: no label follows from it.
+`bat_(animal)`, which become words, since evaluation asks a text encoder for them. Which classes were not searched for
+in an image (`neg_category_ids`, `not_exhaustive_category_ids`) is for LVIS's own evaluation: no label follows from it.
 """
 
 from pathlib import Path, PurePosixPath
@@ -29,13 +29,13 @@ def read_lvis(*, annotations: str, images: str, only: str = "", size: ShardSize)
         DataError: a file is missing or broken; one line says where.
     """
     folder = image_folder(images)
-    labels = CocoLabels(file_name=_file_name, text_of=readable)
+    labels = CocoLabels(file_name=_file_name, class_name=readable)
     labels.read_instances(annotations, what="annotations")
     records = keep_listed(labels.records(), only)
     return Source(
         kind="lvis",
         parts=file_parts(located(records, folder), folder=folder, size=size),
-        classes=labels.categories.names,
+        classes=labels.classes,
         details={"annotations": Path(annotations).name, "only": Path(only).name},
     )
 

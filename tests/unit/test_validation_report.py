@@ -2,6 +2,7 @@
 
 import base64
 import io
+import logging
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -66,15 +67,30 @@ def all_results(*, bad: int) -> list[CheckResult]:
             examples = (example(HOSTILE, value=HOSTILE),) if bad else ()
             found.append(result(check.id, elements=240, unexpected=bad, examples=examples, **common))
         else:
-            found.append(result(check.id, observed=f"12.3% {HOSTILE}", **common))
+            examples = (example("im77", shard="test", value="im3"),) if bad else ()
+            found.append(result(check.id, observed=f"12.3% {HOSTILE}", examples=examples, **common))
     return found
+
+
+class Complaints(logging.Handler):
+    """What Great Expectations says of results that it cannot show: it goes on without them."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.found: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.found.append(record.getMessage())
 
 
 @pytest.fixture(scope="module")
 def docs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("docs")
+    folder, complaints = tmp_path_factory.mktemp("docs"), Complaints()
+    logging.getLogger("great_expectations").addHandler(complaints)
     for bad in (3, 12):  # the second in place of the first
         build_docs(folder, checks=suites(Config()).all, results=all_results(bad=bad))
+    logging.getLogger("great_expectations").removeHandler(complaints)
+    assert complaints.found == []
     return folder
 
 
@@ -88,6 +104,7 @@ def test_docs_hold_every_suite_with_its_sums(docs: Path) -> None:
         assert check.name.replace("'", "&#x27;") in text
     assert text.count("12 unexpected values found. 5% of 240 total rows.") == len(suites(Config()).rows)
     assert "12.3%" in text
+    assert "test / &quot;im77&quot;: im3" in text
     for link in re.findall(r'href="(\.[^"]+)"', text):
         assert (docs / "data_docs" / places[0]).parent.joinpath(link).exists()
 

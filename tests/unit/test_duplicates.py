@@ -303,7 +303,7 @@ def test_an_image_that_cannot_be_decoded_has_no_fingerprint(tmp_path: Path) -> N
 
 def test_command(pictures: Path) -> None:
     arguments = ["data", "duplicates", "--preset", "demo", "--data", str(pictures / "data"), "-S", "data.processes=1"]
-    arguments += ["-S", f"tracking.uri=sqlite:///{pictures}/mlflow.db"]
+    arguments += ["-S", "data.near_duplicate_bits=6", "-S", f"tracking.uri=sqlite:///{pictures}/mlflow.db"]
     done = CliRunner().invoke(cloc, [*arguments, "--against", str(pictures / "data" / "test")], catch_exceptions=False)
     assert "10 is 00 (exact)" in done.output
     assert "1 exact and 1 near (up to 6 bits) duplicates of earlier ones" in done.output

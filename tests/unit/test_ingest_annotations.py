@@ -221,7 +221,7 @@ def test_coco_columns_take_little_memory(tmp_path: Path) -> None:
         "categories": [{"id": 1, "name": "zebra"}],
     }  # fmt: skip
     (tmp_path / "x.json").write_text(json.dumps(tree))
-    labels = CocoLabels(file_name=lambda item, _: str(item["file_name"]), text_of=str)
+    labels = CocoLabels(file_name=lambda item, _: str(item["file_name"]), class_name=str)
     tracemalloc.start()
     labels.read_instances(str(tmp_path / "x.json"), what="w")
     held, _ = tracemalloc.get_traced_memory()

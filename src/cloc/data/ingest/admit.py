@@ -20,7 +20,7 @@ from cloc.data.texts import clean, printable
 # Annotators and roundings overshoot the border by about a pixel; more than that is a fault of the data.
 _TOLERANCE_PX = 1.0
 # What differs between two quarantine reasons of one kind: what is quoted, in parentheses, or a number.
-_PARTICULARS = re.compile(r" \(.*|'[^']*'|\"[^\"]*\"|\d+(\.\d+)?")
+_PARTICULARS = re.compile(r" \(.*| as '[^']*'|'[^']*'|\"[^\"]*\"|\d+(\.\d+)?")
 _FORMATS = {"jpg": "JPEG", "jpeg": "JPEG", "png": "PNG", "webp": "WEBP", "gif": "GIF", "bmp": "BMP", "tif": "TIFF"}
 # What a quarantine row is counted as, by what its reason begins with.
 _COUNTED_AS = {

@@ -180,7 +180,7 @@ def test_whole_journey(labelled: Path) -> None:
     assert not RAN.findall(_run(labelled, "dvc", "repro"))
     assert "region mAcc" in _run(labelled, "dvc", "metrics", "show")
     assert "image loss" in _run(labelled, "dvc", "plots", "show", "--json").lower()
-    _write_params(labelled, train__learning_rate="0.002")
+    _write_params(labelled, train__learning_rate="0.0005")
     printed = _run(labelled, "dvc", "repro")
     assert set(RAN.findall(printed)) == {"evaluation", "figures", "registration"} | TRAINING | ADAPTERS
     assert "Stage 'validation' didn't change" in printed

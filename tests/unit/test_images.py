@@ -3,6 +3,7 @@
 import io
 import itertools
 import re
+import sys
 import zlib
 from typing import Any
 
@@ -13,6 +14,7 @@ from PIL import ExifTags, Image, ImageCms
 
 from cloc.data import transforms
 from cloc.data.images import CheckedImage, check_image
+from cloc.errors import ConfigError
 from cloc.labeling import images as labels
 
 PHOTO = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 60, 3), dtype=np.uint8))
@@ -376,3 +378,9 @@ def test_damaged_bytes_never_raise(format_: str) -> None:
         for place in generator.integers(0, len(damaged), 8):
             damaged[place] = generator.integers(0, 256)
         assert isinstance(check(bytes(damaged)), CheckedImage | str)
+
+
+def test_missing_library_of_hashes_is_no_fault_of_an_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "imagehash", None)
+    with pytest.raises(ConfigError, match=r"imagehash is not installed; install cloc\[ingest\]"):
+        checked(encode(SMOOTH, "PNG"))

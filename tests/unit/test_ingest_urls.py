@@ -83,9 +83,9 @@ def listed(tmp_path: Path) -> Path:
     return tmp_path / "list.parquet"
 
 
-def ingest(tmp_path: Path, urls: Path, columns: str = "", **data: Any) -> StageResult:
+def ingest(tmp_path: Path, urls: Path, columns: str = "", *, work: str = "", **data: Any) -> StageResult:
     config = settings(images_per_shard=2, **data)
-    return ingest_source(tmp_path, config, source="urls", urls=str(urls), columns=columns)
+    return ingest_source(tmp_path, config, source="urls", urls=str(urls), columns=columns, work=work)
 
 
 # --- the command line
@@ -93,13 +93,13 @@ def ingest(tmp_path: Path, urls: Path, columns: str = "", **data: Any) -> StageR
 
 def test_command_line() -> None:
     listed = UrlList(Path("/data/a,b/1e5"), "parquet", "URL", "it's", keep=("noun_chunks", "1"))
-    found = command(listed, Path("/work/out.downloads/tars"), images_per_shard=1000, processes=4)
+    found = command(listed, Path("/data/out.downloads/tars"), images_per_shard=1000, processes=4)
     assert found == [
         "img2dataset",
         "--url_list='/data/a,b/1e5'",
         "--input_format='parquet'",
         "--url_col='URL'",
-        "--output_folder='/work/out.downloads/tars'",
+        "--output_folder='/data/out.downloads/tars'",
         "--output_format='webdataset'",
         "--resize_mode='no'",
         "--skip_reencode=True",
@@ -143,11 +143,10 @@ def test_columns_of_a_list(tmp_path: Path) -> None:
         ("l.csv", "url,URL\n1,2\n", "", "url or URL can be the url; name one"),
         ("l.csv", "url,b\n1,2\n", "caption=c", r"has no column 'c' \(it has: url, b\)"),
         ("l.csv", "url,b\n1,2\n", "keep=b+c", "has no column 'c'"),
-        ("l.csv", "url,b\n1,2\n", "image=b", "'image' means nothing here; there are: url, caption, keep, folder"),
+        ("l.csv", "url,b\n1,2\n", "image=b", "'image' means nothing here; there are: url, caption, keep"),
         ("l.csv", "", "", "has no column of URLs"),
         ("l.txt", "http://x\n", "url=x", "a text file has no columns"),
         ("l.parquet", "hello", "", r"cannot read .*l\.parquet"),
-        ("l.csv", "url\n", "folder=s3://b/x", "s3://b/x is no local folder"),
     ],
 )
 def test_bad_list_is_one_line(tmp_path: Path, name: str, body: str | None, columns: str, message: str) -> None:
@@ -239,17 +238,19 @@ def test_no_url_at_all_is_one_line(tmp_path: Path, listed: Path, stand_in: Path)
 
 
 def test_folder_of_another_list_is_not_mixed(tmp_path: Path, listed: Path, stand_in: Path) -> None:
+    with pytest.raises(DataError, match="s3://b/x is no local folder; name one for the tars with --work"):
+        ingest(tmp_path, listed, work="s3://b/x")
     ingest(tmp_path, listed)
     with pytest.raises(DataError, match=r"out\.downloads has the images of another list, or of other columns"):
         ingest(tmp_path, listed, columns="caption=URL")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/thesis.txt").write_text("precious")
     with pytest.raises(DataError, match="mine has files of something else"):
-        ingest(tmp_path, listed, columns=f"folder={tmp_path}/mine")
-    assert ingest(tmp_path, listed, columns=f"folder={tmp_path}/other").counts["images"] == 3
+        ingest(tmp_path, listed, work=f"{tmp_path}/mine")
+    assert ingest(tmp_path, listed, work=f"{tmp_path}/other").counts["images"] == 3
     (tmp_path / "other/download.json").write_text("{")
     with pytest.raises(DataError, match="has the images of another list"):
-        ingest(tmp_path, listed, columns=f"folder={tmp_path}/other")
+        ingest(tmp_path, listed, work=f"{tmp_path}/other")
 
 
 # --- the program itself

@@ -36,6 +36,7 @@ def scenes(out: str, **settings: Any) -> None:
 @click.option("--tars", default="", help="WebDataset tars (img2dataset's), taken as they are: folder or s3:// prefix.")
 @click.option("--table", default="", help="Parquet with an image column, or a folder that `datasets` saved.")
 @click.option("--urls", default="", help="List of URLs, which img2dataset fetches where it is installed.")
+@click.option("--work", default="", help="Local folder for what --urls fetches.  [default: beside --out]")
 @click.option("--columns", default="", metavar="NAME=COLUMN,...", help="Columns of a table or a list of URLs.")
 @click.option("--only", default="", help="Text file with the names of the files to take (a split).")
 @click.option("--not-in", multiple=True, metavar="DATA", help="Leave out images of this data set (a test set); repeat.")

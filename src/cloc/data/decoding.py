@@ -11,7 +11,6 @@ import math
 import multiprocessing
 import os
 import queue
-import signal
 import threading
 import traceback
 from collections.abc import Generator, Iterable, Sequence
@@ -25,6 +24,7 @@ import torch
 
 from cloc.data.batches import Batch, BatchMaker, BatchSettings, Drawn, Tokenize
 from cloc.data.buffers import Buffers
+from cloc.data.processes import start_worker
 from cloc.data.transforms import Pixels
 from cloc.errors import ClocError, DataError
 
@@ -200,8 +200,7 @@ def _slots(memory: Any, settings: BatchSettings) -> Pixels:
 
 def _work(pipe: Connection, memory: Any, settings: BatchSettings, tokenize: Tokenize) -> None:
     """A worker's life."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    _end_with_parent()
+    start_worker()
     torch.set_num_threads(1)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     maker, pixels = BatchMaker(settings, tokenize=tokenize), _slots(memory, settings)
@@ -219,14 +218,3 @@ def _work(pipe: Connection, memory: Any, settings: BatchSettings, tokenize: Toke
         else:
             # Their values alone, by pickle: tensors would travel by file descriptors that die with this process.
             pipe.send({each.name: getattr(batch, each.name).numpy() for each in fields(batch)[1:]})
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def follow() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=follow, daemon=True).start()

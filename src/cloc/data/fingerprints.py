@@ -1,11 +1,9 @@
 """The fingerprints of a data set's images, by which duplicates are found: made with the images, or afterwards here."""
 
 import hashlib
-import multiprocessing
-import os
 import time
 from collections.abc import Iterable, Mapping
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +14,7 @@ import pyarrow as pa
 from cloc.data import tables
 from cloc.data.dataset import Dataset
 from cloc.data.images import CheckedImage, check_image
+from cloc.data.processes import processes_of, worker_pool
 from cloc.data.schema import Manifest, Shard
 from cloc.data.storage import Storage, open_storage
 from cloc.errors import DataError
@@ -116,11 +115,11 @@ def ensure(dataset: Dataset, *, processes: int) -> MadeFingerprints:
 
 
 def _make_all(dataset: Dataset, todo: list[Shard], *, processes: int) -> Iterable[int]:
-    workers = min(processes or len(os.sched_getaffinity(0)), len(todo))
+    workers = min(processes_of(processes), len(todo))
     if workers <= 1:
         yield from (_make(dataset.images.url, shard) for shard in todo)
         return
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+    with worker_pool(workers) as pool:
         try:
             for future in as_completed([pool.submit(_make, dataset.images.url, shard) for shard in todo]):
                 yield future.result()

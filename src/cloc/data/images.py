@@ -13,6 +13,8 @@ from typing import Literal
 import numpy as np
 from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
 
+from cloc.errors import ConfigError
+
 Suffix = Literal["jpg", "png", "webp"]
 Profile = Literal["none", "srgb", "converted", "broken"]
 
@@ -128,7 +130,7 @@ def check_image(body: bytes, *, min_side: int, max_pixels: int, reencode: bool =
             return _unidentified(body)
         except Image.DecompressionBombError:
             return "too many pixels (decompression bomb)"
-        except MemoryError:
+        except (MemoryError, ConfigError):
             raise
         except Exception as error:
             # Decoders meet hostile bytes with errors of any type; each means that this file cannot be decoded.
@@ -141,7 +143,10 @@ def perceptual_hash(seen: Image.Image) -> int:
     The picture is reduced by whole pixels before the filter: 0 to 2 bits off the hash of the slow way, at a third of
     its time.
     """
-    import imagehash  # brings scipy, which what only decodes does without
+    try:
+        import imagehash  # brings scipy, which what only decodes does without
+    except ImportError:
+        raise ConfigError("imagehash is not installed; install cloc[ingest]") from None
 
     small = seen.convert("L").resize((32, 32), Image.Resampling.LANCZOS, reducing_gap=3.0)
     return int(str(imagehash.phash(small, hash_size=8)), 16)

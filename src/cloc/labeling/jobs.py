@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 from cloc.data import tables
 from cloc.data.dataset import Dataset
+from cloc.data.processes import end_with_parent, processes_of
 from cloc.data.schema import Shard
 from cloc.data.selection import ALL, Selection
 from cloc.data.storage import Storage, open_storage
@@ -108,7 +109,7 @@ def run_job(
                 progress.skip(shard.images)
         _check_limit(job, totals, images=images, limit=quarantine_limit)
         todo = [shard for shard in shards if shard.name not in found]
-        workers = min(processes or len(os.sched_getaffinity(0)), len(todo))
+        workers = min(processes_of(processes), len(todo))
         done = _in_processes if workers > 1 else _here
         for name, stats in done(job, make_labeler, todo, workers, progress):
             found[name] = stats
@@ -234,6 +235,7 @@ _PROCESS = _Process()
 
 
 def _set_up(shared: _Shared) -> None:
+    end_with_parent()
     _PROCESS.shared = shared
     with shared.next_process.get_lock():
         os.environ[PROCESS_VARIABLE] = str(shared.next_process.value)

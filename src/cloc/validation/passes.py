@@ -8,20 +8,19 @@ share the work: each checks its own blocks, and the pass that judges finds all o
 """
 
 import json
-import os
 import sys
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
-from multiprocessing import get_context
 from typing import Any
 
 from cloc.config import Config
 from cloc.data import tables
 from cloc.data.dataset import Dataset
+from cloc.data.processes import processes_of, worker_pool
 from cloc.data.schema import Manifest, Shard, Table
 from cloc.data.selection import ALL, Selection
 from cloc.data.storage import Storage, open_storage
@@ -144,7 +143,7 @@ def check_shards(config: Config, dataset: Dataset, *, kept: str = "", selection:
         ClocError: a process died.
     """
     blocks = selection.of(_blocks(config, dataset, kept=kept))
-    wanted = config.validation.processes or len(os.sched_getaffinity(0))
+    wanted = processes_of(config.validation.processes)
     processes = min(wanted, len(blocks))
     found = Pass.empty(config)
     parts = _in_processes(blocks, processes) if processes > 1 else map(check_block, blocks)
@@ -205,8 +204,7 @@ def _blocks(config: Config, dataset: Dataset, *, kept: str) -> list[Block]:
 def _in_processes(blocks: Sequence[Block], processes: int) -> Iterator[Pass]:
     """The blocks' results in order; few blocks are under way at once, so that results do not pile up."""
     waiting: deque[Future[Pass]] = deque()
-    # Forked processes would share the locks of the threads that libraries started here.
-    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+    with worker_pool(processes) as pool:
         try:
             for block in blocks:
                 waiting.append(pool.submit(check_block, block))

@@ -1,6 +1,5 @@
 """Stage `ingest`: a source of images with their labels becomes one data set by the contract."""
 
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 
@@ -17,6 +16,7 @@ from cloc.data.ingest.tars import read_tars
 from cloc.data.ingest.urls import read_urls
 from cloc.data.ingest.visual_genome import read_visual_genome
 from cloc.data.ingest.writer import write_dataset
+from cloc.data.processes import processes_of
 from cloc.errors import DataError
 from cloc.stage import StageResult
 
@@ -37,7 +37,7 @@ class Inputs:
         columns: names of the columns of `table` or `urls`, as in "image=img,caption=text,key=id".
         only: text file that lists the file names to keep: how a split is cut out.
         not_in: data sets whose images are left out, exact or near-duplicates: those of the evaluation.
-        work: local folder for what a source must fetch first; "" puts it beside the data set.
+        work: local folder for what `urls` fetches; "" puts it beside the data set.
     """
 
     source: str = "folder"
@@ -115,7 +115,7 @@ def _open_urls(inputs: Inputs, settings: DataConfig) -> Source:
         columns=inputs.columns,
         work=inputs.work,
         images_per_shard=settings.images_per_shard,
-        processes=settings.processes or len(os.sched_getaffinity(0)),
+        processes=processes_of(settings.processes),
     )
 
 
@@ -140,25 +140,29 @@ READERS: Mapping[str, Reader] = {
     "flickr30k": _annotated(read_flickr30k),
     "visual_genome": _annotated(read_visual_genome),
     "grit": _annotated(read_grit),
-    "urls": Reader(_open_urls, needs=("urls",), takes=("columns",)),
+    "urls": Reader(_open_urls, needs=("urls",), takes=("columns", "work")),
     "tars": Reader(_open_tars, needs=("tars",)),
 }
 
 
-def open_source(inputs: Inputs, settings: DataConfig) -> Source:
-    """Opens what the inputs name. Raises DataError for an unknown kind and for inputs it lacks or does not take."""
+def open_source(inputs: Inputs, settings: DataConfig, *, output: str) -> Source:
+    """Opens what the inputs name, for a data set at `output`.
+
+    Raises:
+        DataError: an unknown kind, or inputs that it lacks or does not take.
+    """
     if inputs.source not in READERS:
         raise DataError(f"source {inputs.source!r} is unknown; there are: {', '.join(sorted(READERS))}")
     reader = READERS[inputs.source]
     for name in reader.needs:
         if not getattr(inputs, name):
             raise DataError(f"{name}: the source {inputs.source!r} needs it")
-    known = {"source", "not_in", "work", *reader.needs, *reader.takes}
+    known = {"source", "not_in", *reader.needs, *reader.takes}
     for item in fields(inputs):
         value = getattr(inputs, item.name)
         if value and item.name not in known:
             raise DataError(f"{item.name}: {value!r} means nothing to the source {inputs.source!r}")
-    return reader.open(inputs, settings)
+    return reader.open(replace(inputs, work=inputs.work or f"{output.rstrip('/')}.downloads"), settings)
 
 
 def run(config: Config, *, inputs: Inputs, outputs: Outputs) -> StageResult:
@@ -167,8 +171,7 @@ def run(config: Config, *, inputs: Inputs, outputs: Outputs) -> StageResult:
     Raises:
         DataError: an input is missing or broken, two images have one key, or too large a share was quarantined.
     """
-    inputs = replace(inputs, work=inputs.work or f"{outputs.data.rstrip('/')}.downloads")
-    source = open_source(inputs, config.data)
+    source = open_source(inputs, config.data, output=outputs.data)
     report = write_dataset(source, output=outputs.data, settings=config.data, not_in=tuple(inputs.not_in))
     counts = report.counts
     return StageResult(

@@ -9,7 +9,8 @@ file, a folder of them, a CSV or TSV file with a header, or a text file with one
     url, caption      found by their usual names when they are not named
     keep              further columns to keep in the JSON of each sample, as in keep=similarity+punsafe; those of GRIT
                       (noun_chunks, ref_exps) and the licence are always kept
-    folder            where the tars go, by default beside the data set; running again goes on with what is there
+
+The tars go beside the data set or where `--work` says; running again goes on with what is there.
 """
 
 import csv
@@ -35,7 +36,7 @@ from cloc.errors import DataError
 from cloc.stage import fingerprint
 
 PROGRAM = "img2dataset"
-COLUMNS = ("url", "caption", "keep", "folder")
+COLUMNS = ("url", "caption", "keep")
 _USUAL: Mapping[str, tuple[str, ...]] = {
     "url": ("url", "URL", "image_url"),
     "caption": ("caption", "TEXT", "text", "alt_text"),
@@ -70,7 +71,7 @@ def read_urls(*, urls: str, columns: str = "", work: str, images_per_shard: int,
     Args:
         urls: the list.
         columns: names of its columns, as in "url=URL,caption=TEXT".
-        work: local folder for the tars, unless `columns` names one.
+        work: local folder for the tars.
         images_per_shard: URLs a tar.
         processes: of img2dataset.
 
@@ -79,11 +80,10 @@ def read_urls(*, urls: str, columns: str = "", work: str, images_per_shard: int,
             another list, or no URL could be fetched.
     """
     named = parse_columns(columns, known=COLUMNS)
-    folder = named.get("folder", work)
-    if "://" in folder:
-        raise DataError(f"urls: {folder} is no local folder; name one for the tars: columns folder=...")
+    if "://" in work:
+        raise DataError(f"urls: {work} is no local folder; name one for the tars with --work")
     listed = open_list(urls, named)
-    work_folder = Path(folder)
+    work_folder = Path(work)
     wanted = {"list": _version(listed.path), "command": command(listed, Path(), images_per_shard=images_per_shard)[1:]}
     made_from, tars = fingerprint(wanted), work_folder / "tars"
     if not _is_finished(work_folder, made_from=made_from):
@@ -118,8 +118,8 @@ def open_list(urls: str, named: Mapping[str, str]) -> UrlList:
         )
     kept = tuple(filter(None, named.get("keep", "").split("+")))
     if suffix == ".txt":
-        if set(named) - {"folder"}:
-            raise DataError(f"urls: {urls}: a text file has no columns; name only a folder")
+        if named:
+            raise DataError(f"urls: {urls}: a text file has no columns; name none")
         return UrlList(path=path.absolute(), format="txt", url="url")
     names = _header(path, suffix)
     for name in (*kept, *(named[role] for role in _USUAL if role in named)):
@@ -306,7 +306,7 @@ def _is_finished(folder: Path, *, made_from: str) -> bool:
     path = folder / _RECORD
     if not path.exists():
         if folder.is_dir() and any(folder.iterdir()):
-            raise DataError(f"urls: {folder} has files of something else; name another folder: columns folder=...")
+            raise DataError(f"urls: {folder} has files of something else; name another folder with --work")
         return False
     try:
         record = json.loads(path.read_bytes())
@@ -315,7 +315,7 @@ def _is_finished(folder: Path, *, made_from: str) -> bool:
     if not isinstance(record, dict) or record.get("made_from") != made_from:
         raise DataError(
             f"urls: {folder} has the images of another list, or of other columns or images_per_shard; remove it, or "
-            "name another folder: columns folder=..."
+            "name another folder with --work"
         )
     return record.get("finished") is True
 

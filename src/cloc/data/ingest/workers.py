@@ -1,17 +1,14 @@
 """Shards of an ingest made several at a time, with lines on the console that say how far it is."""
 
 import itertools
-import multiprocessing
-import os
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from typing import Protocol
 
 from cloc.data.ingest.finished import ShardReport
+from cloc.data.processes import worker_pool
 from cloc.errors import DataError
 
 _HEARTBEAT_S = 8.0
@@ -50,9 +47,7 @@ def _run_parallel(tasks: Iterator[Task], *, processes: int) -> Iterator[ShardRep
     reports: dict[int, ShardReport] = {}
     pending: dict[Future[ShardReport], int] = {}
     numbered = enumerate(tasks)
-    # spawn: the caller may have threads (a tracking client), which a fork would copy in the middle of their work.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, mp_context=context, initializer=_start_worker) as pool:
+    with worker_pool(processes) as pool:
         try:
             while True:
                 # A bounded window: the records of all shards never wait in memory together.
@@ -75,19 +70,6 @@ def _run_parallel(tasks: Iterator[Task], *, processes: int) -> Iterator[ShardRep
     progress.close()
     for index in range(len(reports)):
         yield reports[index]
-
-
-def _start_worker() -> None:
-    """Ends the worker with its parent: one that is killed outright would leave its workers waiting for ever."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def follow() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=follow, daemon=True).start()
 
 
 class _Progress:

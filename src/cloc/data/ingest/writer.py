@@ -5,7 +5,6 @@ shards are skipped (`pack`), and a data set without a manifest is unfinished.
 """
 
 import json
-import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,6 +21,7 @@ from cloc.data.ingest.pack import PackTask
 from cloc.data.ingest.parts import Source
 from cloc.data.ingest.tars import TarTask
 from cloc.data.ingest.workers import Task, run_tasks
+from cloc.data.processes import processes_of
 from cloc.data.schema import MANIFEST, Manifest, Shard
 from cloc.data.storage import Storage, open_storage
 from cloc.errors import DataError
@@ -75,7 +75,7 @@ def write_dataset(source: Source, *, output: str, settings: DataConfig, not_in: 
         not_in_digests=_known(not_in, output=output, processes=settings.processes),
     )
     tasks = _tasks(source, output=output, limits=limits)
-    reports = list(run_tasks(tasks, processes=settings.processes or len(os.sched_getaffinity(0))))
+    reports = list(run_tasks(tasks, processes=processes_of(settings.processes)))
     counts: Counter[str] = Counter()
     for report in reports:
         counts.update(report.counts)

@@ -9,16 +9,15 @@
 A shard is written whole by one process. A killed run goes on at its first missing shard; a finished one is skipped.
 """
 
-import multiprocessing
-import os
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
+from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from cloc.config import Config
 from cloc.data.dataset import Dataset, write_manifest
+from cloc.data.processes import processes_of, worker_pool
 from cloc.data.scenes.splits import SPLITS, ShardJob, ShardReport, shard_jobs, write_shard
 from cloc.data.scenes.vocabulary import KINDS, TRAINED_KINDS, UNSEEN_KINDS, unseen_pairs
 from cloc.data.schema import MANIFEST, Manifest
@@ -61,7 +60,7 @@ def run(config: Config, *, inputs: Inputs, outputs: Outputs) -> StageResult:
     todo = {split: jobs for split, jobs in plans.items() if split not in finished}
     for jobs in todo.values():
         _invalidate(jobs)
-    reports = _write_all([job for jobs in todo.values() for job in jobs], processes=_processes(config))
+    reports = _write_all([job for jobs in todo.values() for job in jobs], processes=processes_of(config.data.processes))
     for split, jobs in todo.items():
         shards = tuple(reports[job].shard for job in jobs)
         manifest = Manifest(shards=shards, classes=tuple(kind.name for kind in KINDS), made_by=_made_by(split, jobs))
@@ -78,11 +77,6 @@ def run(config: Config, *, inputs: Inputs, outputs: Outputs) -> StageResult:
 
 def _images(config: Config, split: str) -> int:
     return int(getattr(config.data.scenes, f"{split}_images"))
-
-
-def _processes(config: Config) -> int:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return config.data.processes or cores or 1
 
 
 def _jobs(config: Config, root: str, split: str) -> list[ShardJob]:
@@ -140,11 +134,7 @@ def _invalidate(jobs: Sequence[ShardJob]) -> None:
 @contextmanager
 def _executor(workers: int) -> Iterator[Executor]:
     """Runs jobs in `workers` fresh processes, or beside this thread for one. Jobs not begun are dropped on error."""
-    executor: Executor
-    if workers > 1:
-        executor = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
-    else:
-        executor = ThreadPoolExecutor(1)
+    executor: Executor = worker_pool(workers) if workers > 1 else ThreadPoolExecutor(1)
     try:
         yield executor
     finally:

@@ -15,7 +15,7 @@ from cloc.errors import ConfigError, DataError, TrainingError
 from cloc.model import factory
 from cloc.stage import StageResult
 from cloc.training import stage
-from cloc.training.trainer import learning_rate
+from cloc.training.schedule import learning_rate
 from tests.conftest import write_dataset
 
 TINY = {
@@ -146,7 +146,7 @@ def test_other_labels_do_not_go_on_from_an_old_checkpoint(trained, tmp_path: Pat
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "checkpoints").symlink_to(out / "checkpoints")
     other = write_dataset(tmp_path / "data", 24, shard_size=4, regions=False)
-    with pytest.raises(TrainingError, match="belongs to a run with other settings, data"):
+    with pytest.raises(TrainingError, match="belongs to a run with other settings or data: data was"):
         train(config(), other, tmp_path / "model")
 
 

@@ -425,8 +425,14 @@ class LossConfig(Section):
     """Logit scale at most (CLIP: 100)."""
 
 
-RECORDING = frozenset({"checkpoint_every", "keep_checkpoints", "log_every", "workers"})
-"""Settings of `train` that change what is written down, or how fast, and not what is trained."""
+RECORDING = frozenset(
+    {
+        "checkpoint_every", "keep_checkpoints", "keep_best", "best_metric", "checkpoint_async", "storage", "log_every",
+        "evaluate_every", "evaluate_images", "evaluate_split", "workers", "processes", "nodes", "scheduler",
+        "max_retries", "kubernetes", "slurm", "stall_seconds", "timeout_seconds", "device",
+    }
+)  # fmt: skip
+"""Settings of `train` that change what is written down, where it runs or how fast, and not what is trained."""
 
 
 class AugmentationConfig(Section):
@@ -444,6 +450,67 @@ class AugmentationConfig(Section):
     """Brightness, contrast and saturation vary by at most this share; 0 leaves the colours."""
 
 
+class ResolutionConfig(Section):
+    """A part of the training at a smaller network input."""
+
+    share: Annotated[float, Field(gt=0, lt=1)]
+    """Share of the steps."""
+    image_size: Annotated[int, Field(ge=16)]
+    """Side of the network input in that part, pixels; a multiple of the patch size."""
+
+
+class KubernetesConfig(Section):
+    """How a training job runs on Kubernetes (Volcano, through TorchX)."""
+
+    namespace: str = "default"
+    """Namespace of the job."""
+    queue: str = "default"
+    """Volcano queue."""
+    image: str = ""
+    """Container image of the ranks, with cloc's extra `train`."""
+    service_account: str = ""
+    """Service account of the pods; empty takes the namespace's."""
+    priority_class: str = ""
+    """Priority class of the pods."""
+    gpu_resource: str = "nvidia.com/gpu"
+    """Resource of which a pod asks as many as it has processes (train.device: cpu asks for none)."""
+    cpu: Positive = 8
+    """Cores a pod asks for."""
+    memory_mib: Positive = 65536
+    """Memory a pod asks for, MiB."""
+    shm_mib: Positive = 16384
+    """Size of /dev/shm, MiB: decoding processes and NCCL use it."""
+    node_selector: Names = ()
+    """Labels of the nodes, as label=value."""
+    tolerations: Names = ()
+    """Taints that are tolerated, as key=value:Effect, or key:Effect for any value."""
+    secrets: Names = ()
+    """Secrets whose keys become environment variables (S3 and MLflow credentials); only their names are in the job."""
+    environment: Names = ()
+    """Further environment variables, as NAME=value (NCCL_SOCKET_IFNAME=eth0); no secrets here."""
+    volume_claims: Names = ()
+    """Volumes, as claim:/path."""
+    grace_seconds: Positive = 300
+    """Seconds between SIGTERM and SIGKILL: a preempted rank saves in them."""
+
+
+class SlurmConfig(Section):
+    """How a training job runs on Slurm (through TorchX)."""
+
+    partition: str = ""
+    """Partition; empty takes the cluster's default."""
+    time: str = ""
+    """Time limit, as Slurm writes it (2-00:00:00); empty takes the partition's."""
+    cpus: Positive = 8
+    """Cores a node's part of the job asks for."""
+    memory_mib: Positive = 65536
+    """Memory a node's part of the job asks for, MiB."""
+    gpus: bool = True
+    """Whether each process is given a GPU."""
+    job_dir: str = "work/slurm"
+    """Folder on a shared file system for the job's scripts and logs."""
+
+
 class TrainConfig(Section):
     """Pre-training (METHOD, Table A)."""
 
@@ -451,6 +518,9 @@ class TrainConfig(Section):
     """Optimiser steps of CLOC and of the CLIP baseline at equal steps."""
     batch_size: Annotated[int, Field(ge=2)] = 32_768
     """Images a step over all processes."""
+    micro_batch: NonNegative = 0
+    """Images that a process puts through the model at once; 0: all of its part of the batch. Embeddings are computed
+    first and again with gradients (GradCache): the contrastive losses stay those of the whole batch."""
     optimizer: Literal["adamw", "muon"] = "adamw"
     """`adamw` is the paper's; `muon` (extension) orthogonalises the updates of the weights of linear layers and leaves
     the rest to AdamW: it learns much faster at small budgets."""
@@ -460,6 +530,14 @@ class TrainConfig(Section):
     """Learning rate of Muon's weights, as a multiple of `learning_rate`."""
     text_rate: Annotated[float, Field(ge=0)] = 1.0
     """Learning rate of the text encoder, as a multiple of `learning_rate`."""
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Learning rate of a tower's layer, as a multiple of that of the layer above it (fine-tuning); 1 is none."""
+    lock: Literal["none", "image", "text"] = "none"
+    """Tower that stays as it is: `image` is LiT's."""
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Decay of a moving average of the weights, which is then the model that is saved; 0 keeps none."""
+    resolutions: Annotated[tuple[ResolutionConfig, ...], Field(strict=False)] = ()
+    """Smaller network inputs at the start, in order; what is left of the steps is at the model's own size."""
     warmup_steps: NonNegative = 2000
     """Steps of linear warm-up; cosine decay to zero after."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.2
@@ -473,28 +551,84 @@ class TrainConfig(Section):
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """bfloat16 is autocast; weights and optimiser stay in float32. `auto` takes it where matrices multiply faster in it
     (CUDA; processors with AMX) and float32 elsewhere."""
+    strategy: Literal["ddp", "fsdp2"] = "ddp"
+    """How several processes share the work: `ddp` has the whole model in each, `fsdp2` a part of it, its gradients and
+    its optimiser state."""
+    gradient_checkpointing: bool = False
+    """Keep a layer's input alone and compute the rest again in backward: less memory, about a third more time."""
+    compile: bool = False
+    """Compile the towers with torch.compile: minutes at the start, faster steps."""
     seed: NonNegative = 0
     """Seed of weights, order and sampling."""
     workers: NonNegative = 0
     """Processes a rank that decode images and make batches; 0 does it in a thread of the rank itself. The batches are
     the same whatever their number."""
     shuffle_buffer: Positive = 2048
-    """Samples (encoded) that a rank shuffles together."""
+    """Samples (encoded) of a stream that are shuffled together."""
+    streams: NonNegative = 0
+    """Streams of samples that a batch is drawn from in equal parts; the processes must divide them, and the batches are
+    the same whatever the processes. 0 takes one a process; a run that goes on keeps its number."""
     augmentation: AugmentationConfig = AugmentationConfig()
     processes: Positive = 1
-    """Processes (ranks) on this machine."""
-    scheduler: Literal["local_cwd"] = "local_cwd"
+    """Processes (ranks) a machine: one a GPU."""
+    nodes: Positive = 1
+    """Machines; more than one needs the scheduler `kubernetes` or `slurm`."""
+    scheduler: Literal["local_cwd", "kubernetes", "slurm"] = "local_cwd"
     """TorchX scheduler that runs the job."""
-    max_restarts: NonNegative = 0
-    """How often a failed job is restarted; it goes on from its last checkpoint."""
+    kubernetes: KubernetesConfig = KubernetesConfig()
+    slurm: SlurmConfig = SlurmConfig()
+    max_retries: NonNegative = 0
+    """How often a job that was preempted, or lost a process, is started again; it goes on from its last checkpoint."""
+    storage: str = ""
+    """Folder or s3:// prefix, reachable from every machine, for checkpoints, metrics and the model while it trains; a
+    folder named after the run is made in it. Empty: the output folder."""
     checkpoint_every: Positive = 1000
     """Steps between checkpoints."""
+    checkpoint_async: bool = True
+    """Write checkpoints while training goes on."""
     keep_checkpoints: Positive = 2
     """Newest checkpoints that are kept."""
+    keep_best: NonNegative = 0
+    """Checkpoints that are kept besides because their `best_metric` is the best."""
+    best_metric: str = "eval/region_R@1"
+    """Metric of the evaluation while training by which checkpoints are best; higher is better, but of a loss."""
     log_every: Positive = 50
     """Steps between metric records."""
+    evaluate_every: NonNegative = 0
+    """Steps between evaluations on a small set while training; 0 makes none."""
+    evaluate_images: Positive = 512
+    """Images of that set."""
+    evaluate_split: str = "val"
+    """Split of the collection that it is taken from."""
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    """What happens at a loss or gradient that is not finite: training stops, or the batch is skipped; either says which
+    samples it held."""
+    on_spike: Literal["ignore", "skip", "stop"] = "ignore"
+    """What happens at a loss far above those before it."""
+    spike_deviations: Annotated[float, Field(gt=0)] = 8.0
+    """How far: standard deviations of the recent losses above their mean."""
+    max_skipped: Positive = 20
+    """Batches in a row that may be skipped; then training stops."""
+    stall_seconds: NonNegative = 600
+    """Seconds without a step after which every process prints the stack of its threads; 0 never does."""
+    timeout_seconds: Positive = 1800
+    """Seconds that processes wait for each other before they give up."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where training runs."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "TrainConfig":
+        if sum(part.share for part in self.resolutions) >= 1:
+            raise ValueError("resolutions: the shares must leave steps for the model's own size (sum below 1)")
+        if self.nodes > 1 and self.scheduler == "local_cwd":
+            raise ValueError(f"nodes {self.nodes} needs the scheduler kubernetes or slurm, not local_cwd")
+        if self.scheduler != "local_cwd" and not self.storage:
+            raise ValueError(f"scheduler {self.scheduler} needs train.storage, which all machines can reach")
+        if self.scheduler == "kubernetes" and not self.kubernetes.image:
+            raise ValueError("scheduler kubernetes needs train.kubernetes.image")
+        if self.strategy == "fsdp2" and self.optimizer == "muon":
+            raise ValueError("optimizer muon works on whole matrices and cannot be used with strategy fsdp2; use ddp")
+        return self
 
 
 class EvaluationConfig(Section):

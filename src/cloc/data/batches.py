@@ -50,6 +50,10 @@ class Batch:
     text_ids_UL: Tensor
     text_index_BM: Tensor
 
+    def to(self, device: torch.device) -> "Batch":
+        """The batch on a device."""
+        return Batch(**{name: value.to(device, non_blocking=True) for name, value in vars(self).items()})
+
 
 @dataclass(frozen=True)
 class BatchSettings:

@@ -3,7 +3,7 @@
 Muon orthogonalises an update, so that no direction of a weight is left behind: at small budgets it learns much faster.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -53,21 +53,25 @@ class Optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
 
-    def tensors(self) -> dict[str, Tensor]:
-        """What a run that goes on needs, by "<optimiser>.<parameter>.<name>"; settings come from the config."""
+    def prepare(self) -> None:
+        """Makes the state of a run that has not begun, for `tensors` to load into; weights stay as they are."""
+        for optimizer in self._all:
+            for group in optimizer.param_groups:
+                group["lr"] = 0.0
+                for parameter in group["params"]:
+                    parameter.grad = torch.zeros_like(parameter)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+    def tensors(self, names: Mapping[int, str]) -> dict[str, Tensor]:
+        """What a run that goes on needs, as "<parameter>.<name>": the tensors themselves.
+
+        Args:
+            names: name of each parameter, by its `id`.
+        """
         return {
-            f"{place}.{number}.{name}": torch.as_tensor(value).clone().contiguous()
-            for place, optimizer in enumerate(self._all)
-            for number, values in optimizer.state_dict()["state"].items()
+            f"{names[id(parameter)]}.{name}": value
+            for optimizer in self._all
+            for parameter, values in optimizer.state.items()
             for name, value in values.items()
         }
-
-    def load(self, tensors: dict[str, Tensor]) -> None:
-        """Takes back what `tensors` gave."""
-        for place, optimizer in enumerate(self._all):
-            state: dict[int, dict[str, Tensor]] = {}
-            for key, value in tensors.items():
-                owner, number, name = key.split(".", 2)
-                if int(owner) == place:
-                    state.setdefault(int(number), {})[name] = value
-            optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -12,8 +12,8 @@ from cloc.data.dataset import Dataset, resolve_split
 from cloc.errors import ConfigError, TrainingError
 from cloc.model.processing import train_tokenizer
 from cloc.stage import StageResult, fingerprint
+from cloc.training.job import METRICS_FILE, SUMMARY_FILE, TrainingJob
 from cloc.training.launch import run_app, training_app
-from cloc.training.trainer import METRICS_FILE, SUMMARY_FILE, TrainingJob
 
 STAGE = "pretraining"
 # Texts that a tokenizer is trained on at most: more change nothing, and a corpus may have billions.
@@ -73,8 +73,8 @@ def run(config: Config, *, inputs: Inputs, outputs: Outputs) -> StageResult:
         tokenizer=_tokenizer(config, dataset, output),
         output=str(output),
     )
-    job.save(output / "job.json")
-    app = training_app(output / "job.json", config.train, environment={})
+    job.save()
+    app = training_app(str(output), config.train, environment={})
     run_app(app, scheduler=config.train.scheduler, log_dir=output / "logs")
     return _result(output)
 

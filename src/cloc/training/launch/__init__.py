@@ -22,22 +22,22 @@ ROLE = "trainer"
 _POLL_SECONDS = 0.5
 
 
-def training_app(job_file: str | Path, config: TrainConfig, *, environment: dict[str, str]) -> specs.AppDef:
+def training_app(output: str, config: TrainConfig, *, environment: dict[str, str]) -> specs.AppDef:
     """The TorchX application of a training job on one machine: torchrun with a rank a process.
 
     Args:
-        job_file: the `TrainingJob` as JSON.
-        config: section `train`: processes and max_restarts.
+        output: folder or s3:// prefix that holds the job.
+        config: section `train`: processes and max_retries.
         environment: variables that the ranks get besides those of this process.
     """
     threads = max(1, len(os.sched_getaffinity(0)) // config.processes)
     arguments = ["-m", "torch.distributed.run", "--nnodes=1", "--standalone"]
     arguments += [
         f"--nproc-per-node={config.processes}",
-        f"--max-restarts={config.max_restarts}",
+        f"--max-restarts={config.max_retries}",
         "--monitor-interval=1",
     ]
-    arguments += ["-m", "cloc.training.trainer", str(job_file)]
+    arguments += ["-m", "cloc.training.trainer", output]
     role = specs.Role(
         name=ROLE,
         image="",

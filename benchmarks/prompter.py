@@ -59,6 +59,7 @@ def make_batch(images: int, *, max_regions: int) -> Batch:
     corners = torch.rand(images, max_regions, 2) * 0.5
     end = torch.full((images, 1), VOCABULARY - 1)
     return Batch(
+        keys=tuple(map(str, range(images))),
         pixels_BSS3=torch.randint(0, 255, (images, side, side, 3), dtype=torch.uint8),
         caption_ids_BL=torch.cat([torch.randint(2, VOCABULARY - 2, (images, 44)), end], dim=1),
         boxes_BM4=torch.cat([corners, corners + 0.1 + torch.rand(images, max_regions, 2) * 0.4], dim=-1),

@@ -32,6 +32,7 @@ def global_batch() -> Batch:
     present = torch.ones(GLOBAL, 3, dtype=torch.bool)
     present[3, 1:] = present[4:6] = present[6, 2] = False
     return Batch(
+        keys=tuple(f"{number:06d}" for number in range(GLOBAL)),
         pixels_BSS3=torch.randint(0, 255, (GLOBAL, 16, 16, 3), dtype=torch.uint8),
         caption_ids_BL=torch.cat([torch.randint(2, 40, (GLOBAL, 5)), torch.ones(GLOBAL, 1, dtype=torch.long)], dim=1),
         points_BM2=(corners + 0.1) * present[..., None],

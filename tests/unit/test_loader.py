@@ -66,7 +66,8 @@ def assert_equal(found: list[Step], expected: list[Step]) -> None:
     assert len(found) == len(expected)
     for one, other in zip(found, expected, strict=True):
         assert one.state == other.state
-        for name, value in vars(one.batch).items():
+        assert one.batch.keys == other.batch.keys
+        for name, value in one.batch.tensors().items():
             assert torch.equal(value, getattr(other.batch, name)), name
 
 
@@ -245,6 +246,35 @@ def test_a_batch_holds_boxes_in_the_padded_frame_and_each_text_once(data: str) -
     assert ((points >= boxes[:, :2]) & (points <= boxes[:, 2:])).all()
     assert len({tuple(row) for row in batch.text_ids_UL.tolist()}) == len(batch.text_ids_UL)
     assert batch.text_index_BM.max() < len(batch.text_ids_UL)
+
+
+def test_a_batch_names_its_samples(data: str) -> None:
+    own = loader(data)
+    (task,) = islice(own._tasks(), 1)
+    expected = tuple(sample.record.key for sample in task.samples)
+    for workers in (0, 1):
+        (step,) = taken(loader(data, workers=workers), 1)
+        assert step.batch.keys == expected
+
+
+@pytest.mark.parametrize("size", [1, 3, 4, 7, 8, 100])
+def test_chunks_are_neighbours_with_their_own_texts(data: str, size: int) -> None:
+    (step,) = taken(loader(data, batch_size=8), 1)
+    gone = torch.zeros(8, 3, dtype=torch.bool)
+    gone[3], gone[5, 1] = True, True  # an image without regions, and one that lost a region
+    whole = replace(step.batch, present_BM=step.batch.present_BM & ~gone)
+    parts = whole.chunks(size)
+    assert [len(part.keys) for part in parts] == [min(size, 8 - first) for first in range(0, 8, size)]
+    assert tuple(key for part in parts for key in part.keys) == whole.keys
+    for name in ("pixels_BSS3", "caption_ids_BL", "boxes_BM4", "points_BM2", "pointed_BM", "present_BM"):
+        assert torch.equal(torch.cat([getattr(part, name) for part in parts]), getattr(whole, name)), name
+    found = torch.cat([part.text_ids_UL[part.text_index_BM] for part in parts])
+    assert torch.equal(found[whole.present_BM], whole.text_ids_UL[whole.text_index_BM][whole.present_BM])
+    if size < 8:
+        for part in parts:
+            named = part.text_index_BM[part.present_BM].unique().tolist()
+            assert named == list(range(len(part.text_ids_UL))) if named else len(part.text_ids_UL) == 1
+            assert (part.text_index_BM[~part.present_BM] == 0).all()
 
 
 def test_texts_and_boxes_stay_together(data: str) -> None:

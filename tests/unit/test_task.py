@@ -29,6 +29,7 @@ def batch() -> Batch:
     corners = torch.rand(4, 2, 2) * 0.5
     present = torch.tensor([[True, True], [True, False], [False, False], [True, True]])
     return Batch(
+        keys=("a", "b", "c", "d"),
         pixels_BSS3=torch.randint(0, 255, (4, 16, 16, 3), dtype=torch.uint8),
         caption_ids_BL=torch.cat([torch.randint(2, 40, (4, 7)), torch.ones(4, 1, dtype=torch.long)], dim=1),
         boxes_BM4=torch.cat([corners, corners + 0.3], dim=-1) * present[..., None],

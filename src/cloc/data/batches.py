@@ -31,6 +31,7 @@ class Batch:
     """One rank's part of a step.
 
     Attributes:
+        keys: of the B samples.
         pixels_BSS3: uint8.
         caption_ids_BL: token ids of the captions.
         boxes_BM4: xyxy in [0, 1] of the padded network input; zeros where absent.
@@ -41,6 +42,7 @@ class Batch:
         text_index_BM: which text describes each region; 0 where absent.
     """
 
+    keys: tuple[str, ...]
     pixels_BSS3: Tensor
     caption_ids_BL: Tensor
     boxes_BM4: Tensor
@@ -51,8 +53,34 @@ class Batch:
     text_index_BM: Tensor
 
     def to(self, device: torch.device) -> "Batch":
-        """The batch on a device."""
-        return Batch(**{name: value.to(device, non_blocking=True) for name, value in vars(self).items()})
+        """The batch on a device; out of pinned memory the copy does not wait."""
+        return Batch(self.keys, **{name: x.to(device, non_blocking=True) for name, x in self.tensors().items()})
+
+    def pinned(self) -> "Batch":
+        """The batch in memory that a GPU reads by itself."""
+        return Batch(self.keys, **{name: x.pin_memory() for name, x in self.tensors().items()})
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All but the keys, by name."""
+        return {name: value for name, value in vars(self).items() if name != "keys"}
+
+    def chunks(self, size: int) -> list["Batch"]:
+        """The batch in parts of `size` neighbouring images (the last may have fewer).
+
+        Each has the texts of its own regions alone, in the order of the whole batch's; a part without any region has
+        one of these that nothing names.
+        """
+        if size >= len(self.keys):
+            return [self]
+        return [self._part(slice(first, first + size)) for first in range(0, len(self.keys), size)]
+
+    def _part(self, own: slice) -> "Batch":
+        fields = {name: value if name == "text_ids_UL" else value[own] for name, value in vars(self).items()}
+        present_BM, whole_BM = fields["present_BM"], fields["text_index_BM"]
+        used_U, index_R = torch.unique(whole_BM[present_BM], return_inverse=True)
+        text_index_BM = torch.zeros_like(whole_BM).masked_scatter(present_BM, index_R)
+        text_ids_UL = self.text_ids_UL[used_U] if len(used_U) else self.text_ids_UL[:1]
+        return Batch(**{**fields, "text_ids_UL": text_ids_UL, "text_index_BM": text_index_BM})
 
 
 @dataclass(frozen=True)
@@ -121,7 +149,7 @@ class BatchMaker:
         examples = [self._named_example(sample, size=each.size) for sample, each in zip(samples, pictures, strict=True)]
         for sample, picture, example, out in zip(samples, pictures, examples, pixels_BSS3, strict=True):
             _draw(sample.record, picture, example, out=out)
-        return self._collate(examples, pixels_BSS3)
+        return self._collate(samples, examples, pixels_BSS3)
 
     def _named_example(self, sample: Drawn, *, size: tuple[int, int]) -> "_Example":
         try:
@@ -156,7 +184,7 @@ class BatchMaker:
             retouch=retouch,
         )
 
-    def _collate(self, examples: Sequence["_Example"], pixels_BSS3: Pixels) -> Batch:
+    def _collate(self, samples: Sequence[Drawn], examples: Sequence["_Example"], pixels_BSS3: Pixels) -> Batch:
         settings, shape = self._settings, (len(examples), self._settings.max_regions)
         boxes_BM4, draws_BM3 = np.zeros((*shape, 4), np.float32), np.zeros((*shape, 3), np.float32)
         present_BM, text_index_BM = np.zeros(shape, np.bool_), np.zeros(shape, np.int64)
@@ -168,6 +196,7 @@ class BatchMaker:
                 text_index_BM[number, :count] = [distinct.setdefault(text, len(distinct)) for text in example.texts]
         points_BM2 = boxes_BM4[..., :2] + draws_BM3[..., :2] * (boxes_BM4[..., 2:] - boxes_BM4[..., :2])
         return Batch(
+            keys=tuple(sample.record.key for sample in samples),
             pixels_BSS3=torch.from_numpy(pixels_BSS3),
             caption_ids_BL=self._tokenize([example.caption for example in examples]),
             boxes_BM4=torch.from_numpy(boxes_BM4),

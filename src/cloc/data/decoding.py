@@ -15,7 +15,7 @@ import threading
 import traceback
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import closing
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any, Generic, TypeVar
 
@@ -161,10 +161,11 @@ class _Worker:
             if answer.expected:
                 raise DataError(answer.message)
             raise RuntimeError(f"a process that decodes failed:\n{answer.message}")  # a defect: with its traceback
-        small = {name: torch.from_numpy(array) for name, array in answer.items()}
+        keys, arrays = answer
+        small = {name: torch.from_numpy(array) for name, array in arrays.items()}
         pixels_BSS3 = self._buffers.take()
         np.copyto(pixels_BSS3, self._pixels[slot])
-        return Batch(pixels_BSS3=torch.from_numpy(pixels_BSS3), **small)
+        return Batch(keys=keys, pixels_BSS3=torch.from_numpy(pixels_BSS3), **small)
 
     def kill(self) -> None:
         """Ends the process."""
@@ -217,4 +218,5 @@ def _work(pipe: Connection, memory: Any, settings: BatchSettings, tokenize: Toke
             pipe.send(_Failure(traceback.format_exc(), expected=False))
         else:
             # Their values alone, by pickle: tensors would travel by file descriptors that die with this process.
-            pipe.send({each.name: getattr(batch, each.name).numpy() for each in fields(batch)[1:]})
+            arrays = {name: tensor.numpy() for name, tensor in batch.tensors().items() if name != "pixels_BSS3"}
+            pipe.send((batch.keys, arrays))

@@ -430,9 +430,12 @@ RECORDING = frozenset(
         "checkpoint_every", "keep_checkpoints", "keep_best", "best_metric", "checkpoint_async", "storage", "log_every",
         "evaluate_every", "evaluate_images", "evaluate_split", "workers", "processes", "nodes", "scheduler",
         "max_retries", "kubernetes", "slurm", "stall_seconds", "timeout_seconds", "device",
+        "strategy", "micro_batch", "gradient_checkpointing", "compile",
+        "on_nonfinite", "on_spike", "spike_deviations", "max_skipped",
     }
 )  # fmt: skip
-"""Settings of `train` that change what is written down, where it runs or how fast, and not what is trained."""
+"""Settings of `train` that change what is written down, where it runs or how fast, and not what is trained; nor what
+happens at a bad batch. A run goes on with others: what ran out of memory, or met a NaN, need not start anew."""
 
 
 class AugmentationConfig(Section):

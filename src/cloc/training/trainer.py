@@ -9,6 +9,7 @@ import sys
 import tempfile
 import traceback
 from contextlib import ExitStack, closing, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
@@ -34,7 +35,7 @@ from cloc.training.preemption import PREEMPTED, Preempted, Preemption
 from cloc.training.schedule import Phase, learning_rate, phases
 from cloc.training.step import Stepper
 from cloc.training.task import CLOCTask, Losses
-from cloc.training.watch.anomalies import Judge, Verdict
+from cloc.training.watch.anomalies import BadBatch, Judge, Judgement, Verdict
 from cloc.training.watch.meter import Clock
 from cloc.training.watch.record import Recorder
 
@@ -59,7 +60,7 @@ class Trainer:
         self.optimizers = make_optimizers(self.task, train)
         self.stepper = Stepper(module, self.task, self.optimizers, train=train, rank=rank)
         self.average = Average(self.task, decay=train.ema) if train.ema else None
-        self.judge, self.preemption = Judge(train), preemption
+        self.judge, self.skipped, self.preemption = Judge(train), 0, preemption
         self.checkpoints = Checkpoints(
             f"{job.output}/{CHECKPOINTS}",
             keep=train.keep_checkpoints,
@@ -116,6 +117,7 @@ class Trainer:
         self.optimizers.prepare()
         self.checkpoints.load(self._tensors())
         self.judge.load_state_dict(state.judge)
+        self.skipped = state.skipped
         return state
 
     def _tensors(self) -> dict[str, Tensor]:
@@ -181,6 +183,7 @@ class Trainer:
             wall_seconds=clock.wall,
             loader={"ranks": gathered(loader.state_dict())},
             judge=self.judge.state_dict(),
+            skipped=self.skipped,
         )
 
     def _rate(self, step: int) -> float:
@@ -190,22 +193,35 @@ class Trainer:
     def _step(self, batch: Batch, step: int) -> tuple[Losses, Tensor]:
         losses = self.stepper.backward(batch.to(self.rank.device))
         norm = self.stepper.clip()
-        verdict, reason = self.judge.judge(loss=float(losses.total.detach()), gradient_norm=float(norm))
-        if verdict is Verdict.STOP:
-            raise TrainingError(f"step {step + 1}: {reason}")
-        if verdict is Verdict.SKIP:
-            self.stepper.discard()
+        # A rank's own total has its own part of the grounding loss; their mean is that of the global batch.
+        losses = replace(losses, total=total(losses.total) / self.rank.world_size)
+        judgement = self.judge.judge(loss=float(losses.total), gradient_norm=float(norm))
+        if judgement.verdict is not Verdict.APPLY:
+            self._refuse(batch, judgement, step=step + 1, loss=float(losses.total), norm=float(norm))
             return losses, norm
         self.stepper.apply(self._rate(step))
         if self.average:
             self.average.update()
         return losses, norm
 
+    def _refuse(self, batch: Batch, judgement: Judgement, *, step: int, loss: float, norm: float) -> None:
+        """Leaves a bad batch out, and says which samples it held, or stops."""
+        self.stepper.discard()
+        keys = [key for part in gathered(batch.keys) for key in part]
+        bad = BadBatch(step, judgement.verdict, judgement.reason, loss=loss, gradient_norm=norm, keys=keys)
+        if self.rank.is_first:
+            bad.write(self.job.output)
+        if judgement.verdict is Verdict.STOP:
+            raise TrainingError(f"{bad.message(self.job.output)}; {judgement.advice}")
+        self.skipped += 1
+        if self.rank.is_first:
+            print(f"skipped: {bad.message(self.job.output)}", flush=True)
+
     def _record(self, recorder: Recorder | None, step: int, losses: Losses, norm: Tensor, clock: Clock) -> None:
         if recorder is None:
             return
         values: dict[str, Tensor | float] = {
-            "loss/total": losses.total.detach(),
+            "loss/total": losses.total,
             "loss/image": losses.image,
             "loss/region": losses.region,
             "loss/grounding": losses.grounding,
@@ -216,6 +232,7 @@ class Trainer:
             "region_logit_scale": self.model.region_logit_scale.detach().exp(),
             "learning_rate": self._rate(step - 1),
             "samples": step * self.config.train.batch_size,
+            "skipped_batches": self.skipped,
         }
         recorder.write(step, seconds=clock.wall, values={name: float(value) for name, value in values.items()})
 

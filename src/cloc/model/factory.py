@@ -14,7 +14,7 @@ from transformers.utils import logging
 
 from cloc.config.schema import LossConfig, ModelConfig
 from cloc.errors import ConfigError
-from cloc.model.configuration import from_settings
+from cloc.model.configuration import AnyCLOCConfig, from_settings
 from cloc.model.modeling import CLOCModel, CLOCSiglipModel
 from cloc.model.processing import CLOCProcessor
 
@@ -109,12 +109,38 @@ def _class(source: str, *, what: str) -> type[CLOCModel] | type[CLOCSiglipModel]
     return _CLASSES[family]
 
 
+def architecture(config: ModelConfig) -> AnyCLOCConfig:
+    """The configuration of the model that `create` makes, without a tokenizer: its special tokens are any, and its
+    vocabulary is the settings' where no checkpoint says.
+
+    Raises:
+        ConfigError: the checkpoint cannot be read.
+    """
+    if not config.init_from:
+        return from_settings(config, vocab_size=config.text.vocab_size, bos=0, eos=1, pad=2)
+    settings = _checkpoint_settings(config)
+    settings.vision_config.image_size = config.init_image_size or settings.vision_config.image_size
+    return settings
+
+
+def from_architecture(config: AnyCLOCConfig) -> AnyCLOCModel:
+    """A model of that configuration, its weights at their start."""
+    return _CLASSES[config.model_type](config)
+
+
+def _checkpoint_settings(config: ModelConfig) -> AnyCLOCConfig:
+    """The configuration of the checkpoint that the settings name, with their region parts."""
+    settings: AnyCLOCConfig = _load(
+        _class(config.init_from, what="checkpoint").config_class, config.init_from, what="checkpoint"
+    )
+    settings.cloc = (settings.cloc or {}) | config.prompter.model_dump()
+    return settings
+
+
 def _from_checkpoint(config: ModelConfig, *, attention: str) -> tuple[AnyCLOCModel, frozenset[str]]:
     """A model with a checkpoint's weights, and the names of its parameters that the checkpoint held."""
     source, what = config.init_from, "checkpoint"
-    cls = _class(source, what=what)
-    settings = _load(cls.config_class, source, what=what)
-    settings.cloc = settings.cloc | config.prompter.model_dump()
+    cls, settings = _class(source, what=what), _checkpoint_settings(config)
     options = {"config": settings, "attn_implementation": attention, "output_loading_info": True}
     model, loading = _load(cls, source, what=what, **options, **_WEIGHTS)
     lacking = sorted(name for name in loading["missing_keys"] if not name.startswith(_REGION_PARTS))

@@ -4,15 +4,20 @@ With one rank every function is the identity, so that the code above knows no sp
 """
 
 import os
+import random
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import NoReturn, TypeVar
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from cloc.errors import TrainingError
 
 T = TypeVar("T")
 
@@ -32,25 +37,57 @@ class Rank:
 
 
 @contextmanager
-def process_group(device: str) -> Iterator[Rank]:
+def process_group(device: str, *, timeout_seconds: float = 1800) -> Iterator[Rank]:
     """Joins the group that torchrun's variables name (none: a group of one) and leaves it at the end.
+
+    After an error the group is left as it is, for the others must not learn of it before this rank has said why: call
+    `leave`, which ends every connection.
 
     Args:
         device: "auto" (CUDA when there is any), "cpu" or "cuda".
+        timeout_seconds: how long ranks wait for each other.
+
+    Raises:
+        TrainingError: there is no GPU, or not one a process.
     """
     use_cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    where = torch.device("cuda", local_rank) if use_cuda else torch.device("cpu")
-    if use_cuda:
-        torch.cuda.set_device(where)
+    where = _own_gpu() if use_cuda else torch.device("cpu")
     if "RANK" not in os.environ:
         yield Rank(0, 1, where)
         return
-    dist.init_process_group("nccl" if use_cuda else "gloo")
-    try:
-        yield Rank(dist.get_rank(), dist.get_world_size(), where)
-    finally:
-        dist.destroy_process_group()
+    dist.init_process_group(
+        # Beside NCCL there is gloo for what lies in main memory: checkpoints, what ranks tell each other.
+        "cpu:gloo,cuda:nccl" if use_cuda else "gloo",
+        timeout=timedelta(seconds=timeout_seconds),
+        device_id=where if use_cuda else None,
+    )
+    yield Rank(dist.get_rank(), dist.get_world_size(), where)
+    dist.destroy_process_group()
+
+
+def _own_gpu() -> torch.device:
+    """The GPU of this process. Every process of the machine comes to the same verdict."""
+    if not torch.cuda.is_available():
+        raise TrainingError(
+            f"train.device is cuda, but PyTorch {torch.__version__} sees no GPU here; look at nvidia-smi and at the "
+            "build of PyTorch, or set train.device=cpu"
+        )
+    local, processes = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if processes > (gpus := torch.cuda.device_count()):
+        raise TrainingError(
+            f"{processes} processes (train.processes) share {gpus} GPUs here; each needs its own: set "
+            f"train.processes={gpus}"
+        )
+    where = torch.device("cuda", local)
+    torch.cuda.set_device(where)
+    return where
+
+
+def seed_everything(seed: int) -> None:
+    """Seeds the random numbers of Python, NumPy and PyTorch, on every device."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
 
 
 def leave(code: int) -> NoReturn:

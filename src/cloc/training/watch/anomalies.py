@@ -90,8 +90,8 @@ class Judge:
             return None
         return Judgement(
             Verdict(self._train.on_spike),
-            f"the loss is {loss:.4g}, and {limit:.4g} is as high as the {len(self._losses)} losses before it let expect "
-            f"(mean {mean:.4g})",
+            f"the loss is {loss:.4g}, above the {limit:.4g} that {self._train.spike_deviations:g} deviations of the "
+            f"last {len(self._losses)} losses allow (mean {mean:.4g})",
             "look at these samples, lower train.learning_rate, or set train.on_spike=skip",
         )
 

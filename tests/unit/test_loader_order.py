@@ -1,4 +1,4 @@
-"""The order of training samples: every sample once, to one rank, in an order that can be continued anywhere."""
+"""The order of training samples: every sample once, to one stream, in an order that can be continued anywhere."""
 
 import itertools
 
@@ -8,22 +8,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cloc.data import order as module
-from cloc.data.order import RankOrder, SampleRandom, shuffled
+from cloc.data.order import SampleRandom, StreamOrder, shuffled
 
 
-def ranks(counts: list[int], *, world_size: int, buffer: int = 5, seed: int = 0, epoch: int = 0) -> list[RankOrder]:
+def split(counts: list[int], *, streams: int, buffer: int = 5, seed: int = 0, epoch: int = 0) -> list[StreamOrder]:
     return [
-        RankOrder(counts, seed=seed, epoch=epoch, rank=rank, world_size=world_size, buffer=buffer)
-        for rank in range(world_size)
+        StreamOrder(counts, seed=seed, epoch=epoch, stream=stream, streams=streams, buffer=buffer)
+        for stream in range(streams)
     ]
 
 
 counts_of_shards = st.lists(st.integers(0, 12), min_size=1, max_size=9)
 
 
-@given(counts=counts_of_shards, world_size=st.integers(1, 7), buffer=st.integers(1, 15), epoch=st.integers(0, 3))
-def test_every_sample_goes_to_one_rank(counts: list[int], world_size: int, buffer: int, epoch: int) -> None:
-    orders = ranks(counts, world_size=world_size, buffer=buffer, epoch=epoch)
+@given(counts=counts_of_shards, streams=st.integers(1, 7), buffer=st.integers(1, 15), epoch=st.integers(0, 3))
+def test_every_sample_goes_to_one_stream(counts: list[int], streams: int, buffer: int, epoch: int) -> None:
+    orders = split(counts, streams=streams, buffer=buffer, epoch=epoch)
     lengths = [order.length for order in orders]
     assert max(lengths) - min(lengths) <= 1
     seen = [order.locate(offset) for order in orders for offset in order.offsets()]
@@ -35,7 +35,7 @@ def test_every_sample_goes_to_one_rank(counts: list[int], world_size: int, buffe
 def test_the_order_goes_on_anywhere_and_knows_what_is_left_to_read(counts: list[int], buffer: int, block: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "_BLOCK", block)  # so that positions lie blocks apart
-        for order in ranks(counts, world_size=2, buffer=buffer):
+        for order in split(counts, streams=2, buffer=buffer):
             whole = list(order.offsets())
             for start in range(order.length + 1):
                 assert list(order.offsets(start)) == whole[start:]
@@ -48,7 +48,7 @@ def test_the_order_goes_on_anywhere_and_knows_what_is_left_to_read(counts: list[
 
 def test_it_is_what_a_shuffle_buffer_does() -> None:
     """The same draws on a list that is really held."""
-    (order,) = ranks([40, 30, 50], world_size=1, buffer=16)
+    (order,) = split([40, 30, 50], streams=1, buffer=16)
     slots, held, expected = order._slots(0), list(range(16)), []
     for offset in range(16, 120):
         slot = next(slots)
@@ -58,31 +58,38 @@ def test_it_is_what_a_shuffle_buffer_does() -> None:
 
 
 def test_a_sample_waits_no_longer_than_the_buffer_says() -> None:
-    (order,) = ranks([1000] * 5, world_size=1, buffer=100)
+    (order,) = split([1000] * 5, streams=1, buffer=100)
     for position, offset in enumerate(order.offsets()):
         assert offset <= position + 100
 
 
 def test_a_far_position_is_reached_without_what_lies_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    order = ranks([10_000] * 100_000, world_size=1000, buffer=512)[7]
+    order = split([10_000] * 100_000, streams=1000, buffer=512)[7]
     assert order.length == 1_000_000
     assert len(order.spans) <= 101
     made: list[int] = []
-    block = RankOrder._block
-    monkeypatch.setattr(RankOrder, "_block", lambda own, number: (made.append(number), block(own, number))[1])
+    block = StreamOrder._block
+    monkeypatch.setattr(StreamOrder, "_block", lambda own, number: (made.append(number), block(own, number))[1])
     first = list(itertools.islice(order.offsets(900_000), 5))
     assert len(made) < 10
     assert all(offset < 900_000 + 512 + 5 for offset in first)
 
 
-def test_epochs_seeds_and_ranks_differ() -> None:
+def test_the_order_stays_that_of_earlier_releases() -> None:
+    """Checkpoints and figures refer to it."""
+    orders = split([3, 5, 4], streams=3, buffer=3, seed=7, epoch=2)
+    assert [list(order.offsets()) for order in orders] == [[2, 1, 0, 3], [1, 3, 2, 0], [0, 2, 3, 1]]
+    assert [order.locate(0) for order in orders] == [(1, 0), (1, 4), (2, 3)]
+
+
+def test_epochs_seeds_and_streams_differ() -> None:
     def places(**changed: int) -> list[tuple[int, int]]:
-        (order,) = ranks([20, 20, 20], world_size=1, **changed)
+        (order,) = split([20, 20, 20], streams=1, **changed)
         return [order.locate(offset) for offset in order.offsets()]
 
     assert places() == places()
     assert len({tuple(places(seed=seed, epoch=epoch)) for seed in (0, 1) for epoch in (0, 1)}) == 4
-    first, second = ranks([64], world_size=2, buffer=8)
+    first, second = split([64], streams=2, buffer=8)
     assert list(first.offsets()) != list(second.offsets())
 
 

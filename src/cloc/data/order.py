@@ -1,12 +1,12 @@
 """The order of training samples: a pure function of counts and seeds, made of integers. Nothing is read.
 
-An epoch is a permutation of the shards. Its samples, laid end to end, are cut into one interval a rank; intervals
-differ by at most one sample, so a rank may begin and end in the middle of a shard. Inside its interval a rank draws
+An epoch is a permutation of the shards. Its samples, laid end to end, are cut into one interval a stream; intervals
+differ by at most one sample, so a stream may begin and end in the middle of a shard. Inside its interval a stream draws
 through a shuffle buffer. What the buffer holds at any position is computed from the last draws alone, however far it
 is.
 
-    order = RankOrder([4, 4, 3], seed=0, epoch=0, rank=1, world_size=2, buffer=4)
-    for offset in order.offsets():       # place in the rank's interval, read from front to back
+    order = StreamOrder([4, 4, 3], seed=0, epoch=0, stream=1, streams=2, buffer=4)
+    for offset in order.offsets():       # place in the stream's interval, read from front to back
         shard, index = order.locate(offset)
 """
 
@@ -68,7 +68,7 @@ class Span:
     Attributes:
         shard: number of the shard in the manifest.
         first, stop: the samples `first` to `stop - 1` of the shard.
-        offset: place of `first` in the rank's interval.
+        offset: place of `first` in the stream's interval.
     """
 
     shard: int
@@ -78,17 +78,17 @@ class Span:
 
     @property
     def end(self) -> int:
-        """Place in the rank's interval behind the last sample."""
+        """Place in the stream's interval behind the last sample."""
         return self.offset + self.stop - self.first
 
 
-class RankOrder:
-    """One rank's order of one epoch.
+class StreamOrder:
+    """One stream's order of one epoch.
 
     Args:
         counts: samples of each shard, in the manifest's order.
         seed, epoch: of the permutation and the draws.
-        rank, world_size: whose interval.
+        stream, streams: whose interval, of how many.
         buffer: samples that are shuffled together.
 
     Attributes:
@@ -97,14 +97,14 @@ class RankOrder:
     """
 
     def __init__(
-        self, counts: Sequence[int], *, seed: int, epoch: int, rank: int, world_size: int, buffer: int
+        self, counts: Sequence[int], *, seed: int, epoch: int, stream: int, streams: int, buffer: int
     ) -> None:
-        self._buffer, self._key = buffer, (seed, epoch, rank)
+        self._buffer, self._key = buffer, (seed, epoch, stream)
         sizes = np.asarray(counts, dtype=np.int64)
         shards = random_for(Purpose.SHARDS, seed, epoch).permutation(len(sizes))
         ends = np.cumsum(sizes[shards])
         total = int(ends[-1]) if len(ends) else 0
-        begin, end = total * rank // world_size, total * (rank + 1) // world_size
+        begin, end = total * stream // streams, total * (stream + 1) // streams
         self.length = end - begin
         self.spans = _spans(shards, sizes, ends, begin=begin, end=end)
         self._offsets = [span.offset for span in self.spans]

@@ -1,4 +1,4 @@
-"""Samples of one rank's epoch in the order of training: shards are streams, tables are joined, what is not needed is
+"""Samples of one stream's epoch in the order of training: shards are streams, tables are joined, what is not needed is
 skipped.
 
 Memory: what waits in the shuffle buffer, a few samples that are read ahead, and the labels of two shards.
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from cloc.data.dataset import Dataset
 from cloc.data.join import Labels, ShardLabels
-from cloc.data.order import Pending, RankOrder, Span
+from cloc.data.order import Pending, Span, StreamOrder
 from cloc.data.prefetch import prefetched
 from cloc.errors import DataError
 
@@ -41,7 +41,7 @@ class Record:
 _Read = dict[int, Record | None]
 
 
-def read_epoch(dataset: Dataset, order: RankOrder, *, start: int = 0) -> Generator[Record | None, None, None]:
+def read_epoch(dataset: Dataset, order: StreamOrder, *, start: int = 0) -> Generator[Record | None, None, None]:
     """The samples of an epoch from the `start`-th on; None for each that has no caption.
 
     Raises:
@@ -55,7 +55,7 @@ def read_epoch(dataset: Dataset, order: RankOrder, *, start: int = 0) -> Generat
             yield held.pop(offset)
 
 
-def _chunks(dataset: Dataset, order: RankOrder, pending: Pending) -> Generator[_Read, None, None]:
+def _chunks(dataset: Dataset, order: StreamOrder, pending: Pending) -> Generator[_Read, None, None]:
     """What is pending by its place in the interval, read from front to back; the next shard is opened meanwhile."""
     spans = [span for span in order.spans if pending.touches(span)]
     with ThreadPoolExecutor(1, thread_name_prefix="open-shard") as opener:

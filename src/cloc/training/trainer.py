@@ -7,7 +7,6 @@ knows.
 import json
 import sys
 import tempfile
-import traceback
 from contextlib import ExitStack, closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -20,14 +19,14 @@ from cloc.config import flatten, parse
 from cloc.config.schema import RECORDING
 from cloc.data.batches import Batch
 from cloc.data.dataset import Dataset
-from cloc.data.loader import LoaderSettings, TrainLoader
+from cloc.data.loader import LoaderSettings, TrainLoader, check_division, joined, streams_of, unusable_of
 from cloc.data.storage import open_storage
 from cloc.errors import TrainingError
 from cloc.model import factory
 from cloc.training.checkpoint import Checkpoints, TrainingState
-from cloc.training.distributed import Rank, gathered, leave, process_group, total
+from cloc.training.distributed import Rank, gathered, leave, process_group, seed_everything, total
 from cloc.training.ema import Average
-from cloc.training.failures import explained
+from cloc.training.failures import report
 from cloc.training.job import CHECKPOINTS, SUMMARY_FILE, TrainingJob
 from cloc.training.optimizer import make_optimizers
 from cloc.training.parallel import parallel
@@ -46,7 +45,7 @@ class Trainer:
     def __init__(self, job: TrainingJob, rank: Rank, *, preemption: Preemption) -> None:
         self.job, self.rank, self.config = job, rank, parse(job.config, source="training job")
         train = self.config.train
-        torch.manual_seed(train.seed)
+        seed_everything(train.seed)
         self.model, self.processor = factory.create(
             self.config.model,
             self.config.loss,
@@ -131,8 +130,8 @@ class Trainer:
 
     def _loader(self, phase: Phase, state: TrainingState) -> TrainLoader:
         train, ranks = self.config.train, self.rank.world_size
-        if train.batch_size % ranks:
-            raise TrainingError(f"train.batch_size {train.batch_size} is not divisible by {ranks} processes")
+        streams = train.streams or (streams_of(state.loader) if state.loader else 0)
+        check_division(batch_size=train.batch_size, streams=streams, processes=ranks)
         settings = LoaderSettings(
             image_size=phase.image_size,
             batch_size=train.batch_size // ranks,
@@ -142,13 +141,15 @@ class Trainer:
             seed=train.seed,
             rank=self.rank.rank,
             world_size=ranks,
+            streams=streams,
             buffer=train.shuffle_buffer,
             augmentation=train.augmentation,
             workers=train.workers,
+            pinned=self.rank.device.type == "cuda",
         )
         loader = TrainLoader(self.dataset, settings, tokenize=self.processor.tokenize)
         if state.loader:
-            loader.load_state_dict(state.loader["ranks"][self.rank.rank])
+            loader.load_state_dict(state.loader)
         return loader
 
     def _train(self, phase: Phase, state: TrainingState, *, recorder: Recorder | None, clock: Clock) -> TrainingState:
@@ -181,7 +182,7 @@ class Trainer:
             self.identity,
             cpu_seconds=clock.cpu(),
             wall_seconds=clock.wall,
-            loader={"ranks": gathered(loader.state_dict())},
+            loader=joined(gathered(loader.state_dict())),
             judge=self.judge.state_dict(),
             skipped=self.skipped,
         )
@@ -249,7 +250,7 @@ class Trainer:
             "cpu_seconds": round(state.cpu_seconds, 2),
             "wall_seconds": round(state.wall_seconds, 2),
             "parameters": sum(p.numel() for p in self.model.parameters()),
-            "unusable_samples": sum(loader["unusable"] for loader in state.loader["ranks"]),
+            "unusable_samples": unusable_of(state.loader),
         }
         output = open_storage(self.job.output)
         with tempfile.TemporaryDirectory() as folder, self.average.in_place() if self.average else nullcontext():
@@ -263,21 +264,17 @@ class Trainer:
 
 def main() -> NoReturn:
     """Entry point of a rank."""
-    preemption = Preemption()
+    preemption, config = Preemption(), None
     preemption.listen()
-    job = TrainingJob.load(sys.argv[1])
-    config = parse(job.config, source="training job")
     try:
-        with process_group(config.train.device) as rank:
+        job = TrainingJob.load(sys.argv[1])
+        config = parse(job.config, source="training job")
+        with process_group(config.train.device, timeout_seconds=config.train.timeout_seconds) as rank:
             Trainer(job, rank, preemption=preemption).run()
     except Preempted:
         leave(PREEMPTED)
     except BaseException as error:
-        if (failure := explained(error, config)) is not None:
-            print(f"error: {failure}", file=sys.stderr)
-            leave(failure.exit_code)
-        traceback.print_exc()
-        leave(1)
+        leave(report(error, config, stopping=lambda: preemption.asked))
     leave(0)
 
 

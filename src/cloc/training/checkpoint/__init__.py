@@ -1,113 +1,229 @@
 """Checkpoints: tensors as safetensors, the rest as JSON; whole or not there, so that a killed run can go on.
 
-checkpoints/step-00000200/{tensors.safetensors, state.json}
+torch.distributed.checkpoint plans who writes and reads what, on any number of ranks; `Writer` and `Reader` put files of
+tensors where it says (layout: see `shelf`), with checksums, in a folder or on S3. Nothing is ever unpickled.
 """
 
-import json
-import os
-import shutil
+import traceback
+import warnings
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from concurrent.futures import Future
+from dataclasses import dataclass
 from typing import Any
 
-from safetensors.torch import load_file, save_file
+import torch
+import torch.distributed.checkpoint as dcp
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
 
-from cloc.errors import TrainingError
+from cloc.data.storage import StorageError, Trouble, open_storage
+from cloc.errors import ClocError, TrainingError
+from cloc.training.checkpoint import generators, matching
+from cloc.training.checkpoint.files import Damaged
+from cloc.training.checkpoint.group import Group
+from cloc.training.checkpoint.index import from_json, tensors_of
+from cloc.training.checkpoint.pieces import Piece, PiecePlanner, Shares, Stager, pieces
+from cloc.training.checkpoint.reader import Reader
+from cloc.training.checkpoint.shelf import Retention, Saved, Shelf, warn
+from cloc.training.checkpoint.state import TrainingState
+from cloc.training.checkpoint.writer import Writer
 from cloc.training.distributed import Rank
 
+__all__ = ["Checkpoints", "TrainingState"]
 
-@dataclass(frozen=True)
-class TrainingState:
-    """Where a run stands, but for its tensors: JSON values.
+_FAILURES = 3
 
-    Attributes:
-        step: optimiser steps done.
-        identity: what must not change when a run goes on (settings, data), by name.
-        cpu_seconds, wall_seconds: spent in the training loop by all ranks together, and by the clock.
-        loader: where the streams of batches stand (`TrainLoader.state_dict`, of all ranks); empty at the start.
-        judge: what the judge of anomalies knows.
-        skipped: batches that were skipped so far.
-    """
 
-    step: int
-    identity: Mapping[str, Any]
-    cpu_seconds: float = 0.0
-    wall_seconds: float = 0.0
-    loader: Mapping[str, Any] = field(default_factory=dict)
-    judge: Mapping[str, Any] = field(default_factory=dict)
-    skipped: int = 0
+@dataclass
+class _Outcome:
+    """How saving goes: `failure` of the last save, how many `failed` in a row, step of the `good` checkpoint."""
 
-    def check(self, identity: Mapping[str, Any], *, where: str) -> None:
-        """Raises TrainingError when a run of that identity cannot go on from this state; names what differs."""
-        differing = [
-            f"{name} was {self.identity.get(name)!r} and is {identity.get(name)!r}"
-            for name in sorted(self.identity.keys() | identity.keys())
-            if self.identity.get(name) != identity.get(name)
-        ]
-        if differing:
-            more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
-            raise TrainingError(
-                f"{where} belongs to a run with other settings or data: {'; '.join(differing[:3])}{more}; "
-                "restore them, or remove the checkpoints to start anew"
-            )
+    failure: BaseException | None = None
+    failed: int = 0
+    good: int | None = None
 
 
 class Checkpoints:
-    """The checkpoints of one run. Every rank calls every method.
+    """The checkpoints of one run. Every rank makes it and calls every method, with one rank also without a group.
+
+    A save that fails (the disk is full, the storage does not answer) leaves the last checkpoint as it is and prints a
+    line; training goes on and the next save tries again. The third such failure in a row is a TrainingError of the
+    `save` after it, and `wait` makes one of the first. What is no failure of the storage is raised at once.
 
     Args:
         url: folder or s3:// prefix.
         keep: how many of the newest are kept.
         rank: this process.
         keep_best: how many are kept besides for their score.
-        asynchronous: whether `save` returns while it is being written.
+        asynchronous: whether `save` returns when it has copied the tensors, and writes them meanwhile.
     """
 
     def __init__(self, url: str, *, keep: int, rank: Rank, keep_best: int = 0, asynchronous: bool = False) -> None:
-        self._folder, self._keep, self._rank = Path(url), keep, rank
-
-    def _all(self) -> list[Path]:
-        return sorted(path for path in self._folder.glob("step-*") if (path / "state.json").is_file())
+        self._url, self._rank = url, rank
+        self._shelf = Shelf(open_storage(url))
+        self._retention = Retention(keep, keep_best)
+        self._group = Group()
+        self._shares = Shares(self._group)
+        self._stager = Stager() if asynchronous else None
+        self._outcome = _Outcome()
+        self._writing: Future[None] | None = None
+        # One rank needs no group, and torch need not wonder each time.
+        warnings.filterwarnings("ignore", "torch.distributed is disabled", module="torch.distributed.checkpoint")
 
     def newest(self) -> TrainingState | None:
-        """The state of the newest checkpoint; None when there is none."""
-        found = self._all()
-        return TrainingState(**json.loads((found[-1] / "state.json").read_text())) if found else None
-
-    def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Loads the newest checkpoint's tensors into these, in place.
+        """The state of the newest checkpoint; None when there is none.
 
         Raises:
-            TrainingError: it has other tensors (another architecture), or is damaged.
+            TrainingError: there are some, and none can be read.
         """
-        loaded = load_file(self._all()[-1] / _TENSORS)
-        for name, tensor in tensors.items():
-            tensor.copy_(loaded[name])
+        saved = self._group.from_first(self._shelf.newest)
+        return saved.state if saved else None
+
+    def load(self, tensors: Mapping[str, Tensor]) -> TrainingState:
+        """Loads the newest checkpoint that is whole into these tensors, in place, and torch's random generators.
+
+        Every byte that is read is checked. When one is damaged a line says so, and the one before it is tried.
+
+        Args:
+            tensors: as for `save`; a rank may ask for what another one has saved.
+
+        Returns:
+            The state that belongs to it, which is an older one than `newest` said where that one was damaged.
+
+        Raises:
+            TrainingError: it has other tensors (another architecture), or none is whole.
+        """
+        before: int | None = None
+        while saved := self._group.from_first(lambda: self._shelf.newest(before=before)):
+            try:
+                self._load(saved, tensors)
+            except Damaged as error:
+                if self._rank.is_first:
+                    warn(f"{error}; the checkpoint before it is tried")
+                before = saved.state.step
+                continue
+            self._outcome.good = saved.state.step
+            return saved.state
+        raise TrainingError(f"{self._url}: no checkpoint in it is whole; remove it to start anew")
+
+    def _load(self, saved: Saved, tensors: Mapping[str, Tensor]) -> None:
+        where = self._shelf.where(saved.state.step)
+        metadata = from_json(self._group.from_first(lambda: self._shelf.index(saved)), where=where)
+        matching.check(metadata, tensors, group=self._group, where=where)
+        stored = tensors_of(metadata)
+        own = {
+            name: torch.empty(stored[name].size, dtype=stored[name].properties.dtype)
+            for name in generators.states(self._rank)
+            if name in stored
+        }
+        try:
+            dcp.load(
+                {**tensors, **own},
+                storage_reader=Reader(self._shelf, saved, metadata),
+                planner=dcp.DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False),
+                process_group=self._group.process_group,
+                no_dist=self._group.process_group is None,
+            )
+        except CheckpointException as error:
+            raise _cause(error) from None
+        generators.restore(own, self._rank)
 
     def save(self, tensors: Mapping[str, Tensor], state: TrainingState, *, score: float | None = None) -> None:
-        """Writes a checkpoint, and removes those that are kept no longer.
+        """Writes a checkpoint, and removes those that are kept no longer. Waits for the one before it first.
 
         Args:
             tensors: by name; of all ranks together. A name that several ranks hold is the same tensor, or a DTensor.
+                They may change as soon as this returns.
             state: the rest.
             score: higher is better; for `keep_best`.
+
+        Raises:
+            TrainingError: saving failed three times in a row.
         """
-        if not self._rank.is_first:
+        self._join()
+        self._raise_if(self._outcome.failed >= _FAILURES)
+        own = self._shares.mine(pieces(tensors)) | pieces(generators.states(self._rank))
+        arguments: dict[str, Any] = {
+            "storage_writer": Writer(self._shelf, state, score=score, retention=self._retention),
+            "planner": PiecePlanner(),
+            "process_group": self._group.process_group,
+            "no_dist": self._group.process_group is None,
+        }
+        if self._stager:
+            self._save_meanwhile(own, state.step, arguments)
+        else:
+            try:
+                dcp.save(own, **arguments)
+            except CheckpointException as error:
+                self._settle(state.step, error)
+            else:
+                self._settle(state.step, None)
+        self._raise_if(self._writing is None and self._outcome.failed >= _FAILURES)
+
+    def _save_meanwhile(self, own: dict[str, Piece], step: int, arguments: dict[str, Any]) -> None:
+        settled: Future[None] = Future()
+
+        def settle(done: Future[Any]) -> None:
+            try:
+                self._settle(step, done.exception())
+            finally:
+                settled.set_result(None)
+
+        self._writing = settled
+        written = dcp.async_save(own, async_stager=self._stager, **arguments)
+        assert isinstance(written, Future), "the stager copies before it returns"
+        written.add_done_callback(settle)
+
+    def _settle(self, step: int, error: BaseException | None) -> None:
+        """Notes how a save ended; after a failure its files go and a line says what happened."""
+        if error is None:
+            self._outcome = _Outcome(good=step)
             return
-        final = self._folder / f"step-{state.step:08d}"
-        temporary = self._folder / f".tmp-{os.getpid()}-{final.name}"
-        temporary.mkdir(parents=True)
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary / _TENSORS)
-        (temporary / "state.json").write_text(json.dumps(asdict(state), indent=2) + "\n")
-        shutil.rmtree(final, ignore_errors=True)
-        temporary.rename(final)
-        for old in self._all()[: -self._keep]:
-            shutil.rmtree(old)
+        cause = _cause(error) if isinstance(error, CheckpointException) else error
+        self._outcome.failed += 1
+        if not isinstance(cause, ClocError):
+            self._outcome.failure = cause
+            traceback.print_exception(error)
+            return
+        full = "disk full: " if isinstance(cause, StorageError) and cause.trouble is Trouble.FULL else ""
+        good = self._outcome.good
+        stays = "there is no checkpoint yet" if good is None else f"the last good checkpoint, step {good}, stays"
+        text = f"checkpoint of step {step} could not be written: {full}{cause}; {stays}"
+        self._outcome.failure = TrainingError(f"{text}; free some space" if full else text)
+        if self._rank.is_first:
+            warn(f"{self._outcome.failure}; training goes on, and the next save tries again")
+            self._sweep()
+
+    def _sweep(self) -> None:
+        """Gives the room back that a failed save took; all ranks have ended it."""
+        try:
+            self._shelf.sweep()
+        except ClocError as error:
+            warn(f"the rest of a failed checkpoint could not be removed: {error}")
+
+    def _join(self) -> None:
+        """Waits for what is being written. A defect of the program is raised."""
+        if self._writing is not None:
+            self._writing.result()
+            self._writing = None
+        self._raise_if(not isinstance(self._outcome.failure, ClocError))
+
+    def _raise_if(self, hopeless: bool) -> None:
+        if hopeless and self._outcome.failure is not None:
+            raise self._outcome.failure
 
     def wait(self) -> None:
         """Waits for the writing of the last checkpoint. Raises TrainingError when it failed."""
+        self._join()
+        self._raise_if(True)
+
+    def close(self) -> None:
+        """Lets the last checkpoint be written and raises nothing: for the end of a run, however it ends."""
+        if self._writing is not None:
+            self._writing.result()
 
 
-_TENSORS = "tensors.safetensors"
+def _cause(error: CheckpointException) -> BaseException:
+    """What stopped the lowest rank of those that failed; what is no damage comes first."""
+    causes = [cause for _, (cause, _) in sorted(error.failures.items())]
+    return next((cause for cause in causes if not isinstance(cause, Damaged)), causes[0])

@@ -429,7 +429,7 @@ RECORDING = frozenset(
     {
         "checkpoint_every", "keep_checkpoints", "keep_best", "best_metric", "checkpoint_async", "storage", "log_every",
         "evaluate_every", "evaluate_images", "evaluate_split", "workers", "processes", "nodes", "scheduler",
-        "max_retries", "kubernetes", "slurm", "stall_seconds", "timeout_seconds", "device",
+        "max_retries", "kubernetes", "slurm", "port", "stall_seconds", "timeout_seconds", "device",
         "strategy", "micro_batch", "gradient_checkpointing", "compile",
         "on_nonfinite", "on_spike", "spike_deviations", "max_skipped",
     }
@@ -578,6 +578,8 @@ class TrainConfig(Section):
     """Machines; more than one needs the scheduler `kubernetes` or `slurm`."""
     scheduler: Literal["local_cwd", "kubernetes", "slurm"] = "local_cwd"
     """TorchX scheduler that runs the job."""
+    port: Annotated[int, Field(ge=1, le=65535)] = 29500
+    """Port of the first machine at which several machines find each other; one machine takes a free one."""
     kubernetes: KubernetesConfig = KubernetesConfig()
     slurm: SlurmConfig = SlurmConfig()
     max_retries: NonNegative = 0

@@ -19,7 +19,7 @@ PREEMPTED = 75
 _FOLLOW_SECONDS = 0.5
 
 
-class Stopped(TrainingError):
+class Stopped(TrainingError):  # noqa: N818 (an order, not a fault)
     """A job was told to stop and did; the same command goes on from its last checkpoint."""
 
     exit_code = PREEMPTED

@@ -1,21 +1,26 @@
 """Stage `pretraining`: a labelled data set -> an encoder. CLOC, and the plain-CLIP baselines by the same code."""
 
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from cloc.config import Config
 from cloc.config.schema import TrainConfig
 from cloc.data.dataset import Dataset, resolve_split
-from cloc.errors import ConfigError, TrainingError
+from cloc.data.schema import MANIFEST
+from cloc.data.storage import open_storage
+from cloc.errors import ConfigError, DataError, TrainingError
 from cloc.model.processing import train_tokenizer
 from cloc.stage import StageResult, fingerprint
-from cloc.training.job import METRICS_FILE, SUMMARY_FILE, TrainingJob
-from cloc.training.launch import run_app, training_app
+from cloc.training.job import JOB_FILE, METRICS_FILE, SUMMARY_FILE, TOKENIZER, TrainingJob, copy
+from cloc.training.launch import request_text, run_app, training_app
 
 STAGE = "pretraining"
+LOGS = "logs"
 # Texts that a tokenizer is trained on at most: more change nothing, and a corpus may have billions.
 _TOKENIZER_TEXTS = 200_000
 
@@ -43,7 +48,7 @@ class Inputs:
 @dataclass(frozen=True)
 class Outputs:
     """Attributes:
-    model: folder of the trained model; checkpoints lie in it while it trains.
+    model: folder of the trained model; checkpoints lie in it while it trains, but where `train.storage` is set.
     """
 
     model: str
@@ -52,31 +57,101 @@ class Outputs:
 def run(config: Config, *, inputs: Inputs, outputs: Outputs) -> StageResult:
     """Trains through TorchX and leaves a checkpoint that loads as a CLIPModel.
 
+    Where `train.storage` is set, all that the run writes lies in a folder of it that is named after the run, and the
+    model is brought to `outputs.model` at the end. The same command finds the same folder, and goes on.
+
     Raises:
         ConfigError, DataError: settings or data cannot be trained with.
         TrainingError: a rank failed.
     """
-    if inputs.objective not in ("cloc", "clip"):
-        raise ConfigError(f"objective must be cloc or clip, got {inputs.objective!r}")
     output = Path(outputs.model)
     output.mkdir(parents=True, exist_ok=True)
     images = resolve_split(inputs.data, config.data.train_split)
     dataset = Dataset.open(images, captions=inputs.captions, regions=inputs.regions)
-    job = TrainingJob(
+    job = _job(config, inputs, images=images, digest=fingerprint(dataset.digest, dataset.labels_digest()))
+    job = replace(job, output=_home(job, config.train, output), held_out=_held_out(config.train, inputs.data))
+    job = replace(job, tokenizer=_tokenizer(config, dataset, job))
+    job.save()
+    app = training_app(job.output, config.train, environment=os.environ, run=run_name(job))
+    if config.train.storage:
+        print(f"the run writes to {job.output}", flush=True)
+    run_app(app, config.train, log_dir=output / LOGS)
+    if config.train.storage:
+        _bring(job.output, output)
+    return _result(output)
+
+
+def request(config: Config, *, inputs: Inputs, outputs: Outputs) -> str:
+    """What `run` would hand to the scheduler, as text. Nothing is started or written.
+
+    The run's name needs the data's hash; where the data cannot be read from here, DATA stands for it.
+
+    Raises:
+        ConfigError: the settings cannot be used.
+    """
+    try:
+        images = resolve_split(inputs.data, config.data.train_split)
+        dataset = Dataset.open(images, captions=inputs.captions, regions=inputs.regions)
+        digest = fingerprint(dataset.digest, dataset.labels_digest())
+    except DataError:
+        images, digest = inputs.data, ""
+    job = _job(config, inputs, images=images, digest=digest)
+    name = run_name(job) if digest else f"{job.objective}-DATA"
+    home = f"{_absolute(config.train.storage, config.train)}/{name}" if config.train.storage else outputs.model
+    return request_text(training_app(home, config.train, environment=os.environ, run=name), config.train)
+
+
+def _job(config: Config, inputs: Inputs, *, images: str, digest: str) -> TrainingJob:
+    """The job, but for where it writes."""
+    if inputs.objective not in ("cloc", "clip"):
+        raise ConfigError(f"objective must be cloc or clip, got {inputs.objective!r}")
+    return TrainingJob(
         config=config.model_dump(mode="json"),
         objective="cloc" if inputs.objective == "cloc" else "clip",
         steps=_steps(config.train, inputs),
-        images=images,
-        captions=inputs.captions,
-        regions=inputs.regions,
-        data_digest=fingerprint(dataset.digest, dataset.labels_digest()),
-        tokenizer=_tokenizer(config, dataset, output),
-        output=str(output),
+        images=_absolute(images, config.train),
+        captions=_absolute(inputs.captions, config.train),
+        regions=_absolute(inputs.regions, config.train),
+        data_digest=digest,
+        tokenizer="",
+        output="",
     )
-    job.save()
-    app = training_app(str(output), config.train, environment={})
-    run_app(app, scheduler=config.train.scheduler, log_dir=output / "logs")
-    return _result(output)
+
+
+def run_name(job: TrainingJob) -> str:
+    """Name of a run, the same for equal settings (of what is trained) and data: `cloc-0123456789abcdef`."""
+    return f"{job.objective}-{fingerprint(job.identity())}"
+
+
+def _home(job: TrainingJob, train: TrainConfig, output: Path) -> str:
+    if not train.storage:
+        return str(output)
+    return f"{_absolute(train.storage, train).rstrip('/')}/{run_name(job)}"
+
+
+def _absolute(path: str, train: TrainConfig) -> str:
+    """A path as the machines of the scheduler see it: their working directory is another one."""
+    if "://" in path or Path(path).is_absolute() or train.scheduler == "local_cwd":
+        return path
+    if train.scheduler == "kubernetes":
+        raise ConfigError(
+            f"{path!r} is a relative path, which pods cannot find: give an s3:// prefix, or a folder of a volume of "
+            "train.kubernetes.volume_claims"
+        )
+    return str(Path(path).absolute())
+
+
+def _held_out(train: TrainConfig, data: str) -> str:
+    """Root of the data set for evaluation while training; empty where there is none."""
+    if not train.evaluate_every:
+        return ""
+    storage = open_storage(data)
+    if storage.exists(MANIFEST) or not storage.exists(f"{train.evaluate_split}/{MANIFEST}"):
+        raise ConfigError(
+            f"train.evaluate_every is {train.evaluate_every}, but {data} has no split {train.evaluate_split!r} "
+            "(train.evaluate_split); give a collection that has it, or set train.evaluate_every=0"
+        )
+    return _absolute(f"{data.rstrip('/')}/{train.evaluate_split}", train)
 
 
 def _steps(train: TrainConfig, inputs: Inputs) -> int:
@@ -102,18 +177,23 @@ def _summary(folder: str) -> dict[str, Any]:
     return summary
 
 
-def _tokenizer(config: Config, dataset: Dataset, output: Path) -> str:
-    """Folder or hub id of the tokenizer; one is trained on the captions and region texts when none is named."""
+def _tokenizer(config: Config, dataset: Dataset, job: TrainingJob) -> str:
+    """Folder or hub id of the tokenizer; where none is named one is trained on captions and region texts, and lies in
+    the job's output (then this is empty)."""
     named = config.model.text.tokenizer or config.model.init_from
     if named:
         return named
-    folder = output / "tokenizer"
-    if not (folder / "tokenizer.json").is_file():
+    storage = open_storage(job.output)
+    if not storage.exists(f"{TOKENIZER}/tokenizer.json"):
         text = config.model.text
-        train_tokenizer(
-            _texts(dataset), vocab_size=text.vocab_size, context_length=text.context_length
-        ).save_pretrained(str(folder))
-    return str(folder)
+        with tempfile.TemporaryDirectory(prefix="cloc-tokenizer-") as folder:
+            train_tokenizer(
+                _texts(dataset), vocab_size=text.vocab_size, context_length=text.context_length
+            ).save_pretrained(folder)
+            # tokenizer.json comes last: where it stands, all do.
+            for path in sorted(Path(folder).iterdir(), key=lambda path: (path.name == "tokenizer.json", path.name)):
+                storage.write_file(f"{TOKENIZER}/{path.name}", path)
+    return ""
 
 
 def _texts(dataset: Dataset) -> Iterator[str]:
@@ -128,9 +208,17 @@ def _texts(dataset: Dataset) -> Iterator[str]:
                         return
 
 
+def _bring(url: str, output: Path) -> None:
+    """Copies the model, its summary and its metrics from the storage; checkpoints stay there."""
+    storage = open_storage(url)
+    for path in storage.list(""):
+        if "/" not in path and path != JOB_FILE:
+            copy(storage, path, output / path)
+
+
 def _result(output: Path) -> StageResult:
     summary = json.loads((output / SUMMARY_FILE).read_text())
-    last = json.loads((output / METRICS_FILE).read_text().splitlines()[-1])
+    last: Mapping[str, Any] = json.loads((output / METRICS_FILE).read_text().splitlines()[-1])
     metrics = {name: value for name, value in last.items() if name not in ("step", "seconds")}
     metrics |= {name: summary[name] for name in ("cpu_seconds", "wall_seconds")}
     return StageResult(

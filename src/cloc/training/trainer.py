@@ -15,8 +15,7 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
-from cloc.config import flatten, parse
-from cloc.config.schema import RECORDING
+from cloc.config import parse
 from cloc.data.batches import Batch
 from cloc.data.dataset import Dataset
 from cloc.data.loader import LoaderSettings, TrainLoader, check_division, joined, streams_of, unusable_of
@@ -30,7 +29,7 @@ from cloc.training.failures import report
 from cloc.training.job import CHECKPOINTS, SUMMARY_FILE, TrainingJob
 from cloc.training.optimizer import make_optimizers
 from cloc.training.parallel import parallel
-from cloc.training.preemption import PREEMPTED, Preempted, Preemption
+from cloc.training.preemption import PREEMPTED, Preempted, Preemption, follow_parent
 from cloc.training.schedule import Phase, learning_rate, phases
 from cloc.training.step import Stepper
 from cloc.training.task import CLOCTask, Losses
@@ -46,12 +45,13 @@ class Trainer:
         self.job, self.rank, self.config = job, rank, parse(job.config, source="training job")
         train = self.config.train
         seed_everything(train.seed)
-        self.model, self.processor = factory.create(
-            self.config.model,
-            self.config.loss,
-            tokenizer=job.tokenizer,
-            attention=factory.attention(train.precision, rank.device),
-        )
+        with job.tokenizer_source() as tokenizer:
+            self.model, self.processor = factory.create(
+                self.config.model,
+                self.config.loss,
+                tokenizer=tokenizer,
+                attention=factory.attention(train.precision, rank.device),
+            )
         self.task = CLOCTask(
             self.model, self.config.loss, objective=job.objective, normalize=self.processor.normalize
         ).to(rank.device)
@@ -68,19 +68,7 @@ class Trainer:
             rank=rank,
         )
         self.dataset = Dataset.open(job.images, captions=job.captions, regions=job.regions)
-        self.identity = self._identity()
-
-    def _identity(self) -> dict[str, object]:
-        """What must not change when a run goes on, by name."""
-        sections = {
-            "model": self.config.model.model_dump(mode="json"),
-            "loss": self.config.loss.model_dump(mode="json"),
-            "train": self.config.train.model_dump(mode="json", exclude=set(RECORDING)),
-        }
-        # Through JSON, as a checkpoint has it.
-        own = {"objective": self.job.objective, "steps": self.job.steps, "data": self.job.data_digest}
-        named: dict[str, object] = json.loads(json.dumps(own | flatten(sections)))
-        return named
+        self.identity = job.identity()
 
     def run(self) -> TrainingState:
         """Trains, saves the model and returns where it ended.
@@ -266,6 +254,8 @@ def main() -> NoReturn:
     """Entry point of a rank."""
     preemption, config = Preemption(), None
     preemption.listen()
+    # Ranks that an agent left behind would train beside those of the next attempt.
+    follow_parent(lambda: leave(1))
     try:
         job = TrainingJob.load(sys.argv[1])
         config = parse(job.config, source="training job")

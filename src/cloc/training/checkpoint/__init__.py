@@ -9,17 +9,20 @@ import warnings
 from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import async_save, save
 
 from cloc.data.storage import StorageError, Trouble, open_storage
 from cloc.errors import ClocError, TrainingError
 from cloc.training.checkpoint import generators, matching
-from cloc.training.checkpoint.files import Damaged
+from cloc.training.checkpoint.files import DamagedError
 from cloc.training.checkpoint.group import Group
 from cloc.training.checkpoint.index import from_json, tensors_of
 from cloc.training.checkpoint.pieces import Piece, PiecePlanner, Shares, Stager, pieces
@@ -93,14 +96,14 @@ class Checkpoints:
         Raises:
             TrainingError: it has other tensors (another architecture), or none is whole.
         """
-        before: int | None = None
-        while saved := self._group.from_first(lambda: self._shelf.newest(before=before)):
+        saved = self._group.from_first(self._shelf.newest)
+        while saved:
             try:
                 self._load(saved, tensors)
-            except Damaged as error:
+            except DamagedError as error:
                 if self._rank.is_first:
                     warn(f"{error}; the checkpoint before it is tried")
-                before = saved.state.step
+                saved = self._group.from_first(partial(self._shelf.newest, before=saved.state.step))
                 continue
             self._outcome.good = saved.state.step
             return saved.state
@@ -108,7 +111,7 @@ class Checkpoints:
 
     def _load(self, saved: Saved, tensors: Mapping[str, Tensor]) -> None:
         where = self._shelf.where(saved.state.step)
-        metadata = from_json(self._group.from_first(lambda: self._shelf.index(saved)), where=where)
+        metadata = from_json(self._group.from_first(partial(self._shelf.index, saved)), where=where)
         matching.check(metadata, tensors, group=self._group, where=where)
         stored = tensors_of(metadata)
         own = {
@@ -117,10 +120,10 @@ class Checkpoints:
             if name in stored
         }
         try:
-            dcp.load(
+            load(
                 {**tensors, **own},
                 storage_reader=Reader(self._shelf, saved, metadata),
-                planner=dcp.DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False),
+                planner=DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False),
                 process_group=self._group.process_group,
                 no_dist=self._group.process_group is None,
             )
@@ -153,7 +156,7 @@ class Checkpoints:
             self._save_meanwhile(own, state.step, arguments)
         else:
             try:
-                dcp.save(own, **arguments)
+                save(own, **arguments)
             except CheckpointException as error:
                 self._settle(state.step, error)
             else:
@@ -170,7 +173,7 @@ class Checkpoints:
                 settled.set_result(None)
 
         self._writing = settled
-        written = dcp.async_save(own, async_stager=self._stager, **arguments)
+        written = async_save(own, async_stager=self._stager, **arguments)
         assert isinstance(written, Future), "the stager copies before it returns"
         written.add_done_callback(settle)
 
@@ -226,4 +229,4 @@ class Checkpoints:
 def _cause(error: CheckpointException) -> BaseException:
     """What stopped the lowest rank of those that failed; what is no damage comes first."""
     causes = [cause for _, (cause, _) in sorted(error.failures.items())]
-    return next((cause for cause in causes if not isinstance(cause, Damaged)), causes[0])
+    return next((cause for cause in causes if not isinstance(cause, DamagedError)), causes[0])

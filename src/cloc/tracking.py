@@ -11,7 +11,7 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,10 +23,18 @@ from cloc.errors import ConfigError
 from cloc.stage import StageResult
 
 _KEY_TAG = "cloc.run_key"
+_NO_METRICS = frozenset({"step", "seconds"})
 _PARAM_LIMIT = 500
 _BATCH = 900
 _ARTIFACT_LIMIT = 64 * 2**20
 DEFAULT_STORE = "sqlite:///mlflow.db"
+STAGE_RUN, STAGE_URI = "CLOC_MLFLOW_RUN_ID", "MLFLOW_TRACKING_URI"
+"""Variables that name a stage's run and its store to the processes that the stage starts."""
+BY_SAMPLES = "by_samples/"
+"""How the second curve of a loss or an evaluation begins, whose steps are samples seen."""
+
+Row = Mapping[str, float]
+"""Metrics of a step: {"step": ..., NAME: value, ...}; "seconds" is not logged."""
 
 
 class Run:
@@ -46,21 +54,12 @@ class Run:
 
     def log_metrics(self, metrics: Mapping[str, float], *, step: int = 0) -> None:
         """Numbers at a step."""
-        self._log_rows([{"step": step, **metrics}])
+        self.log_rows([{"step": step, **metrics}])
 
-    def _log_rows(self, rows: list[dict[str, float]]) -> None:
-        from mlflow.entities import Metric
-        from mlflow.utils.time import get_current_time_millis
-
-        now = get_current_time_millis()
-        values = [
-            Metric(_metric_name(name), float(value), now, int(row["step"]))
-            for row in rows
-            for name, value in row.items()
-            if name != "step"
-        ]
-        for start in range(0, len(values), _BATCH):
-            self._client.log_batch(self.run_id, metrics=values[start : start + _BATCH])
+    def log_rows(self, rows: Sequence[Row]) -> None:
+        """Points of curves: losses and evaluations against their samples, too."""
+        for batch in row_batches(rows):
+            self._client.log_batch(self.run_id, metrics=[metric for row in batch for metric in _metrics(row)])
 
     def log_inputs(self, inputs: Mapping[str, Any]) -> None:
         """Where the stage read from, and the hashes of the data sets among it."""
@@ -84,23 +83,36 @@ class Run:
         self._client.log_inputs(self.run_id, datasets=[DatasetInput(dataset)])
 
     def log_result(self, result: StageResult) -> None:
-        """A stage's metrics, counts, message and artifacts; a metrics.jsonl among them becomes curves, and the run's
-        description links its pages."""
-        self.log_metrics({**result.metrics, **{f"count/{name}": value for name, value in result.counts.items()}})
-        pages = []
+        """A stage's metrics, counts, message and artifacts; a metrics.jsonl among them becomes curves (but for what was
+        logged live), and the run's description links its pages."""
+        pages, curves = list[str](), set[str]()
         for name, location in result.artifacts.items():
             path = Path(location)
             if path.name == "metrics.jsonl":
-                rows = [json.loads(line) for line in path.read_text().splitlines()]
-                self._log_rows([{key: value for key, value in row.items() if key != "seconds"} for row in rows])
+                curves |= self._log_curves(path)
             elif path.is_file() and path.stat().st_size <= _ARTIFACT_LIMIT:
                 self._client.log_artifact(self.run_id, str(path))
                 pages += [f"[{name}]({self._artifact_link(path.name)})"] if path.suffix == ".html" else []
             self.set_tag(f"artifact.{name}", location)
+        metrics = {**result.metrics, **{f"count/{name}": value for name, value in result.counts.items()}}
+        # A curve ends with its metric already; another point at step 0 would be none of the curve's.
+        self.log_metrics({name: value for name, value in metrics.items() if name not in curves})
         self.set_tag("mlflow.note.content", "\n\n".join([result.message, *pages]))
         if result.registers:
             version = self._register(result.registers, result.message)
             self.set_tag("cloc.registered", f"{self._model_name} version {version}")
+
+    def _log_curves(self, path: Path) -> set[str]:
+        """Logs the rows of a file of JSON lines that the run does not have; returns the names of the curves."""
+        rows: list[Row] = [json.loads(line) for line in path.read_text().splitlines()]
+        names = {name for row in rows for name in row} - _NO_METRICS
+        present = names & self._client.get_run(self.run_id).data.metrics.keys()
+        steps = {
+            name: {item.step for item in self._client.get_metric_history(self.run_id, name)}
+            for name in {_first_metric(row) for row in rows} & present
+        }
+        self.log_rows([row for row in rows if row["step"] not in steps.get(_first_metric(row), ())])
+        return names
 
     def _artifact_link(self, name: str) -> str:
         """Where MLflow's pages show an artifact of this run, from any of them."""
@@ -129,8 +141,59 @@ class Run:
         return str(version)
 
 
+def _first_metric(row: Row) -> str:
+    """Rows are logged whole: this one's steps are those of the others."""
+    return next((name for name in row if name not in _NO_METRICS), "")
+
+
+def _metrics(row: Row) -> Any:
+    """A row's metrics, against its step; losses and evaluations against its samples as well."""
+    from mlflow.entities import Metric
+    from mlflow.utils.time import get_current_time_millis
+
+    now, step = get_current_time_millis(), int(row["step"])
+    found = [Metric(_metric_name(name), float(row[name]), now, step) for name in row if name not in _NO_METRICS]
+    if "samples" in row:
+        found += [
+            Metric(_metric_name(f"{BY_SAMPLES}{name}"), float(row[name]), now, int(row["samples"]))
+            for name in row
+            if name.startswith(("loss/", "eval/"))
+        ]
+    return found
+
+
+def row_batches(rows: Sequence[Row]) -> Iterator[list[Row]]:
+    """Whole rows, as many as MLflow takes at once."""
+    batch, size = list[Row](), 0
+    for row in rows:
+        if batch and size + 2 * len(row) > _BATCH:
+            yield batch
+            batch, size = [], 0
+        batch.append(row)
+        size += 2 * len(row)
+    if batch:
+        yield batch
+
+
 def _metric_name(name: str) -> str:
     return "".join(c if c.isalnum() or c in "_-. /" else "_" for c in name)
+
+
+def attach(run_id: str, uri: str) -> Run:
+    """A run that exists, by its id and its store: to log to it from another process. Imports mlflow, and asks nothing
+    of the store yet."""
+    return Run(_client(uri), run_id, uri=uri, model_name="")
+
+
+def live_environment(*, local: bool) -> dict[str, str]:
+    """The variables by which a process that this stage starts finds the stage's run, to log to it while it works.
+
+    Args:
+        local: whether it runs on this machine: other ones cannot reach a store that is a file.
+    """
+    found = {name: os.environ[name] for name in (STAGE_RUN, STAGE_URI) if name in os.environ}
+    reaches = local or found.get(STAGE_URI, "").startswith(("http://", "https://"))
+    return found if len(found) == 2 and reaches else {}
 
 
 def tracking_uri(config: TrackingConfig) -> str:
@@ -140,16 +203,11 @@ def tracking_uri(config: TrackingConfig) -> str:
 
 def _open(config: TrackingConfig) -> tuple[Any, str, str]:
     """A client, its URI and the experiment's id."""
-    import logging
-
-    logging.getLogger("alembic").setLevel(logging.WARNING)
-    logging.getLogger("mlflow").setLevel(logging.WARNING)
-    from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
     uri = tracking_uri(config)
     try:
-        client = MlflowClient(tracking_uri=uri)
+        client = _client(uri)
         experiment = client.get_experiment_by_name(config.experiment)
         return client, uri, experiment.experiment_id if experiment else client.create_experiment(config.experiment)
     except (MlflowException, OSError) as error:
@@ -157,6 +215,16 @@ def _open(config: TrackingConfig) -> tuple[Any, str, str]:
         raise ConfigError(
             f"MLflow at {uri} cannot be used ({reason}); set tracking.uri or MLFLOW_TRACKING_URI"
         ) from None
+
+
+def _client(uri: str) -> Any:
+    import logging
+
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
+    from mlflow import MlflowClient
+
+    return MlflowClient(tracking_uri=uri)
 
 
 def _common_tags() -> dict[str, str]:
@@ -191,26 +259,35 @@ def pipeline_run(config: TrackingConfig, *, name: str, settings: Mapping[str, An
     created = client.create_run(experiment, run_name=name, tags={**_common_tags(), "cloc.kind": "pipeline"})
     run = Run(client, created.info.run_id, uri=uri, model_name=config.model_name)
     run.log_settings(settings)
-    before = {key: os.environ.get(key) for key in ("MLFLOW_RUN_ID", "MLFLOW_TRACKING_URI")}
-    os.environ.update({"MLFLOW_RUN_ID": run.run_id, "MLFLOW_TRACKING_URI": uri})
     try:
-        yield run
+        with _exported({"MLFLOW_RUN_ID": run.run_id, STAGE_URI: uri}):
+            yield run
     except BaseException as error:
         run.fail(str(error))
         client.set_terminated(run.run_id, "FAILED" if isinstance(error, Exception) else "KILLED")
         raise
+    client.set_terminated(run.run_id, "FINISHED")
+
+
+@contextmanager
+def _exported(values: Mapping[str, str]) -> Iterator[None]:
+    """Environment variables for this process and those that it starts meanwhile."""
+    before = {key: os.environ.get(key) for key in values}
+    os.environ.update(values)
+    try:
+        yield
     finally:
         for key, value in before.items():
             if value is None:
                 os.environ.pop(key, None)
             else:
                 os.environ[key] = value
-    client.set_terminated(run.run_id, "FINISHED")
 
 
 @contextmanager
 def stage_run(config: TrackingConfig, *, stage: str, settings: Mapping[str, Any]) -> Iterator[Run]:
-    """The run of one stage, under the pipeline's run where there is one."""
+    """The run of one stage, under the pipeline's run where there is one. Processes that the stage starts know it by the
+    variables `STAGE_RUN` and `STAGE_URI`."""
     client, uri, experiment = _open(config)
     parent = _parent(client, experiment)
     tags = {**_common_tags(), "cloc.kind": "stage", "cloc.stage": stage}
@@ -221,7 +298,8 @@ def stage_run(config: TrackingConfig, *, stage: str, settings: Mapping[str, Any]
     run = Run(client, created.info.run_id, uri=uri, model_name=config.model_name)
     run.log_settings(settings)
     try:
-        yield run
+        with _exported({STAGE_RUN: run.run_id, STAGE_URI: uri}):
+            yield run
     except BaseException as error:
         client.set_terminated(run.run_id, "FAILED" if isinstance(error, Exception) else "KILLED")
         raise

@@ -1,16 +1,22 @@
 """Metrics of a run: JSON lines, MLflow, and a line (or a bar) for a person. The first rank's."""
 
-import json
-import time
+import math
 from collections.abc import Mapping
-from pathlib import Path
 from types import TracebackType
 
-from cloc.training.job import METRICS_FILE, TrainingJob
+from cloc.training.job import TrainingJob
+from cloc.training.watch.live import live_run
+from cloc.training.watch.progress import Reporter
+from cloc.training.watch.rows import open_rows
+
+# How long the end of a run waits for MLflow: what is missing then is logged at the end of the stage.
+_PATIENCE_SECONDS, _PATIENCE_AFTER_FAILURE = 30.0, 5.0
 
 
 class Recorder:
     """Writes what is measured. Use it as a context: leaving it writes what is left.
+
+    Rows go to MLflow while training goes on where the environment names a run (`live_run`).
 
     Args:
         job: of the run.
@@ -19,13 +25,11 @@ class Recorder:
     """
 
     def __init__(self, job: TrainingJob, *, start: int, batch_size: int) -> None:
-        path = Path(job.output) / METRICS_FILE
-        path.parent.mkdir(parents=True, exist_ok=True)
-        kept = [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= start] if start else []
-        self._file = path.open("w", buffering=1)
-        for line in kept:
-            self._file.write(line + "\n")
-        self._job, self._start, self._batch_size, self._began = job, start, batch_size, time.monotonic()
+        self._rows, self._live = open_rows(job.output, start=start), live_run()
+        self._reporter = Reporter(job.objective, start=start, steps=job.steps, batch_size=batch_size)
+        # Guessing among the batch costs this much: below it something is learned. (A sigmoid loss has no such line.)
+        chance = math.log(batch_size) if job.config["loss"]["image"] == "infonce" else None
+        self._constant = {} if chance is None else {"loss/ln_batch": chance}
 
     def __enter__(self) -> "Recorder":
         return self
@@ -33,22 +37,25 @@ class Recorder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
+        try:
+            self._rows.close()
+        finally:
+            if self._live:
+                self._live.close(patience=_PATIENCE_SECONDS if kind is None else _PATIENCE_AFTER_FAILURE)
+
+    def background_seconds(self) -> float:
+        """Processor seconds that telling MLflow took in this process."""
+        return self._live.cpu_seconds if self._live else 0.0
 
     def step(self, step: int) -> None:
         """Tells that a step is done."""
+        self._reporter.step(step)
 
     def write(self, step: int, *, seconds: float, values: Mapping[str, float]) -> None:
-        """Numbers of a step."""
-        self._file.write(json.dumps({"step": step, "seconds": round(seconds, 3), **values}) + "\n")
-        spent = time.monotonic() - self._began
-        left = spent / max(1, step - self._start) * (self._job.steps - step)
-        parts = f"image {values['loss/image']:.3f}"
-        if self._job.objective == "cloc":
-            parts += f" region {values['loss/region']:.3f} grounding {values['loss/grounding']:.4f}"
-        speed = (step - self._start) * self._batch_size / max(spent, 1e-9)
-        print(
-            f"{self._job.objective} step {step}/{self._job.steps} {parts} lr {values['learning_rate']:.1e} "
-            f"{speed:.0f} images/s, {left:.0f} s left",
-            flush=True,
-        )
+        """Numbers of a step, all at once: a step has one row."""
+        values = {**values, **self._constant}
+        row = {"step": step, "seconds": round(seconds, 3), **values}
+        self._rows.add(row)
+        if self._live:
+            self._live.log(row)
+        self._reporter.record(step, values)

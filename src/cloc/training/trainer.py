@@ -7,7 +7,7 @@ knows.
 import json
 import sys
 import tempfile
-from contextlib import ExitStack, closing, nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
@@ -28,14 +28,14 @@ from cloc.training.ema import Average
 from cloc.training.failures import report
 from cloc.training.job import CHECKPOINTS, SUMMARY_FILE, TrainingJob
 from cloc.training.optimizer import make_optimizers
-from cloc.training.parallel import parallel
+from cloc.training.parallel import full_state, parallel
 from cloc.training.preemption import PREEMPTED, Preempted, Preemption, follow_parent
 from cloc.training.schedule import Phase, learning_rate, phases
 from cloc.training.step import Stepper
 from cloc.training.task import CLOCTask, Losses
 from cloc.training.watch.anomalies import BadBatch, Judge, Judgement, Verdict
 from cloc.training.watch.meter import Clock
-from cloc.training.watch.record import Recorder
+from cloc.training.watch.watching import Watch
 
 
 class Trainer:
@@ -52,8 +52,18 @@ class Trainer:
                 tokenizer=tokenizer,
                 attention=factory.attention(train.precision, rank.device),
             )
+        self.phases = phases(
+            train.resolutions,
+            steps=job.steps,
+            image_size=self.processor.image_size,
+            patch_size=self.model.config.vision_config.patch_size,
+        )
         self.task = CLOCTask(
-            self.model, self.config.loss, objective=job.objective, normalize=self.processor.normalize
+            self.model,
+            self.config.loss,
+            objective=job.objective,
+            normalize=self.processor.normalize,
+            lock=train.lock,
         ).to(rank.device)
         module = parallel(self.task, train, rank)
         self.optimizers = make_optimizers(self.task, train)
@@ -78,20 +88,11 @@ class Trainer:
             TrainingError: training cannot go on; the message says why.
         """
         state = self._restored() or TrainingState(0, self.identity)
-        clock = Clock(state)
-        recorder = (
-            Recorder(self.job, start=state.step, batch_size=self.config.train.batch_size)
-            if self.rank.is_first
-            else None
-        )
-        with ExitStack() as stack:
-            if recorder:
-                stack.enter_context(recorder)
-            for phase in phases(
-                self.config.train.resolutions, steps=self.job.steps, image_size=self.processor.image_size
-            ):
-                if state.step < phase.stop:
-                    state = self._train(phase, state, recorder=recorder, clock=clock)
+        left = [phase for phase in self.phases if state.step < phase.stop]
+        sizes = [phase.image_size for phase in left]
+        with Watch(self.job, self.config, rank=self.rank, model=self.model, state=state, sizes=sizes) as watch:
+            for phase in left:
+                state = self._train(phase, state, watch)
             self.checkpoints.wait()
         self._finish(state)
         return state
@@ -140,23 +141,26 @@ class Trainer:
             loader.load_state_dict(state.loader)
         return loader
 
-    def _train(self, phase: Phase, state: TrainingState, *, recorder: Recorder | None, clock: Clock) -> TrainingState:
+    def _train(self, phase: Phase, state: TrainingState, watch: Watch) -> TrainingState:
         """The steps of a phase that are still to do; returns the state after them."""
         loader, train = self._loader(phase, state), self.config.train
         with closing(loader.batches()) as batches:
             for step in range(state.step, phase.stop):
-                losses, norm = self._step(next(batches), step)
+                batch = watch.take(batches)
+                losses, norm = self._step(batch, step)
                 done = step + 1
+                watch.step(done, batch)
                 last = done == self.job.steps
                 if done % train.log_every == 0 or last or done == 1:
-                    self._record(recorder, done, losses, norm, clock)
+                    self._record(watch, done, losses, norm)
                 stop = self._told_to_stop()
                 if (done % train.checkpoint_every == 0 and not last) or stop:
-                    self.checkpoints.save(self._tensors(), self._state(done, loader, clock))
+                    with watch.pausing():
+                        self.checkpoints.save(self._tensors(), self._state(done, loader, watch.clock))
                 if stop:
                     self.checkpoints.wait()
                     raise Preempted
-            return self._state(phase.stop, loader, clock)
+            return self._state(phase.stop, loader, watch.clock)
 
     def _told_to_stop(self) -> bool:
         """Whether any rank was; every rank must call it."""
@@ -190,7 +194,7 @@ class Trainer:
             return losses, norm
         self.stepper.apply(self._rate(step))
         if self.average:
-            self.average.update()
+            self.average.update(step)
         return losses, norm
 
     def _refuse(self, batch: Batch, judgement: Judgement, *, step: int, loss: float, norm: float) -> None:
@@ -206,9 +210,8 @@ class Trainer:
         if self.rank.is_first:
             print(f"skipped: {bad.message(self.job.output)}", flush=True)
 
-    def _record(self, recorder: Recorder | None, step: int, losses: Losses, norm: Tensor, clock: Clock) -> None:
-        if recorder is None:
-            return
+    def _record(self, watch: Watch, step: int, losses: Losses, norm: Tensor) -> None:
+        """Records a step; every rank must call it."""
         values: dict[str, Tensor | float] = {
             "loss/total": losses.total,
             "loss/image": losses.image,
@@ -223,9 +226,12 @@ class Trainer:
             "samples": step * self.config.train.batch_size,
             "skipped_batches": self.skipped,
         }
-        recorder.write(step, seconds=clock.wall, values={name: float(value) for name, value in values.items()})
+        watch.record(step, values)
 
     def _finish(self, state: TrainingState) -> None:
+        """Saves model and summary; every rank must call it."""
+        with self.average.in_place() if self.average else nullcontext():
+            weights = full_state(self.model)
         if not self.rank.is_first:
             return
         train = self.config.train
@@ -241,8 +247,8 @@ class Trainer:
             "unusable_samples": unusable_of(state.loader),
         }
         output = open_storage(self.job.output)
-        with tempfile.TemporaryDirectory() as folder, self.average.in_place() if self.average else nullcontext():
-            self.model.save_pretrained(folder)
+        with tempfile.TemporaryDirectory() as folder:
+            self.model.save_pretrained(folder, state_dict=weights)
             self.processor.save_pretrained(folder)
             for path in sorted(Path(folder).rglob("*")):
                 if path.is_file():

@@ -185,17 +185,6 @@ def attach(run_id: str, uri: str) -> Run:
     return Run(_client(uri), run_id, uri=uri, model_name="")
 
 
-def live_environment(*, local: bool) -> dict[str, str]:
-    """The variables by which a process that this stage starts finds the stage's run, to log to it while it works.
-
-    Args:
-        local: whether it runs on this machine: other ones cannot reach a store that is a file.
-    """
-    found = {name: os.environ[name] for name in (STAGE_RUN, STAGE_URI) if name in os.environ}
-    reaches = local or found.get(STAGE_URI, "").startswith(("http://", "https://"))
-    return found if len(found) == 2 and reaches else {}
-
-
 def tracking_uri(config: TrackingConfig) -> str:
     """Store or server: the settings', else MLFLOW_TRACKING_URI, else SQLite in the working directory."""
     return config.uri or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_STORE

@@ -1,10 +1,8 @@
 """What the replicas of a job say, passed on as it comes; but reasons of failures are kept for the end."""
 
-import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from typing import TextIO
 
 from kubernetes.client import ApiException
 from torchx import specs
@@ -14,6 +12,7 @@ from urllib3.exceptions import HTTPError
 
 from cloc.training.launch.app import ROLE
 from cloc.training.ranks import ERROR, Errors
+from cloc.training.watch.progress import Screen
 
 _AGAIN_SECONDS = 2.0
 _END_SECONDS = 30.0
@@ -26,18 +25,20 @@ class Follower:
         runner, handle: the application.
         app: what was started.
         scheduler: by whom.
+        screen: where the lines are shown.
     """
 
-    def __init__(self, runner: Runner, handle: str, app: specs.AppDef, *, scheduler: str) -> None:
+    def __init__(self, runner: Runner, handle: str, app: specs.AppDef, *, scheduler: str, screen: Screen) -> None:
+        self._screen = screen
         self._runner, self._handle, self.errors = runner, handle, Errors()
         self._over, self._lock = threading.Event(), threading.Lock()
         # Kubernetes has one stream for both.
-        streams = [(None, sys.stdout)] if scheduler == "kubernetes" else _BOTH
+        streams = [(None, False)] if scheduler == "kubernetes" else _BOTH
         follow = self._pods_lines if scheduler == "kubernetes" else self._lines
         self._threads = [
-            threading.Thread(target=self._follow, args=(follow(replica, kind), stream), daemon=True)
+            threading.Thread(target=self._follow, args=(follow(replica, kind), is_error), daemon=True)
             for replica in range(app.roles[0].num_replicas)
-            for kind, stream in streams
+            for kind, is_error in streams
         ]
         for thread in self._threads:
             thread.start()
@@ -49,13 +50,13 @@ class Follower:
         for thread in self._threads:
             thread.join(timeout=max(0.0, end - time.monotonic()))
 
-    def _follow(self, lines: Iterable[str], stream: TextIO) -> None:
+    def _follow(self, lines: Iterable[str], is_error: bool) -> None:
         for line in lines:
             with self._lock:
                 if line.startswith(ERROR):
                     self.errors.add(line.removeprefix(ERROR))
                 elif line:
-                    print(line, file=stream, flush=True)
+                    self._screen.show(line, is_error=is_error)
 
     def _lines(self, replica: int, kind: Stream | None) -> Iterator[str]:
         return whole_lines(self._runner.log_lines(self._handle, ROLE, replica, should_tail=True, streams=kind))
@@ -80,7 +81,7 @@ class Follower:
             self._over.wait(_AGAIN_SECONDS)
 
 
-_BOTH = [(Stream.STDOUT, sys.stdout), (Stream.STDERR, sys.stderr)]
+_BOTH = [(Stream.STDOUT, False), (Stream.STDERR, True)]
 
 
 def whole_lines(pieces: Iterable[str]) -> Iterator[str]:

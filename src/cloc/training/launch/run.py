@@ -27,6 +27,7 @@ from cloc.training.launch.local import PatientLocalScheduler
 from cloc.training.launch.logs import Follower
 from cloc.training.preemption import PREEMPTED, Stopped
 from cloc.training.ranks import FAILURES
+from cloc.training.watch.progress import Screen
 
 _POLL_SECONDS = {"local_cwd": 0.3, "kubernetes": 5.0, "slurm": 5.0}
 # So long a cluster's API may be out of reach before the launcher gives up (the job goes on).
@@ -137,13 +138,13 @@ class _Attempt:
 
     def run(self) -> Outcome:
         """Runs it to its end."""
-        with Runner(_SESSION, {self.config.scheduler: self._make_scheduler}) as runner:
+        with Runner(_SESSION, {self.config.scheduler: self._make_scheduler}) as runner, Screen() as screen:
             info = request(runner, self.app, self.config, log_dir=self.log_dir)
             # A local scheduler takes the signals when it is made.
             with self.orders.listening():
                 handle = self._schedule(runner, info)
                 print(f"training job {handle}", flush=True)
-                follower = Follower(runner, handle, self.app, scheduler=self.config.scheduler)
+                follower = Follower(runner, handle, self.app, scheduler=self.config.scheduler, screen=screen)
                 try:
                     status = self._wait(runner, handle)
                 finally:

@@ -99,21 +99,21 @@ def _parsed(text: str) -> _Seen | None:
     return _Seen(objective, int(step), int(steps), said, left)
 
 
-def environment() -> dict[str, str]:
-    """Variables for the ranks of a job on this machine: they are asked for more lines where a bar shows them."""
-    return {BAR: "bar"} if sys.stdout.isatty() else {}
-
-
 class Screen:
-    """The launcher's side, a context: shows lines, and on a terminal those of progress as a bar below the others."""
+    """The launcher's side, a context: shows lines, and on a terminal those of progress as a bar below the others.
+
+    Processes that are started inside inherit the wish for a bar; ranks elsewhere do not, and the bar has their lines.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._bar: Any = None
         self._task: Any = None
-        self._draws = sys.stdout.isatty()
+        self._draws, self._before = sys.stdout.isatty(), os.environ.get(BAR)
 
     def __enter__(self) -> "Screen":
+        if self._draws:
+            os.environ[BAR] = "bar"
         return self
 
     def __exit__(
@@ -123,13 +123,15 @@ class Screen:
             if self._bar is not None:
                 self._bar.stop()
                 self._bar = None
+        if self._draws and self._before is None:
+            del os.environ[BAR]
 
-    def show(self, text: str) -> None:
-        """Takes a line without its end."""
+    def show(self, text: str, *, is_error: bool = False) -> None:
+        """Takes a line without its end, of stdout or of stderr."""
         with self._lock:
-            seen = _parsed(text) if self._draws else None
+            seen = _parsed(text) if self._draws and not is_error else None
             if seen is None:
-                print(text, flush=True)
+                print(text, file=sys.stderr if is_error else sys.stdout, flush=True)
             else:
                 self._draw(seen)
 
@@ -144,7 +146,8 @@ class Screen:
 def _bar() -> Any:
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
-    # What else is printed meanwhile goes above the bar: rich takes stdout and stderr over while it is there.
+    # What else is printed meanwhile goes above the bar: rich takes stdout over while it is there, and stderr where that
+    # is the terminal, too.
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(bar_width=None),
@@ -152,6 +155,7 @@ def _bar() -> Any:
         TextColumn("{task.completed:.0f}/{task.total:.0f}"),
         TextColumn("{task.fields[said]}", style="cyan"),
         TextColumn("{task.fields[left]}", style="green"),
+        redirect_stderr=sys.stderr.isatty(),
         refresh_per_second=4,
         expand=True,
     )

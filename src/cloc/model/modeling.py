@@ -126,8 +126,14 @@ class RegionModel(PreTrainedModel, ABC):
         return hasattr(self, "prompter")
 
     @abstractmethod
-    def encode_image(self, pixel_values: Tensor) -> EncodedImages:
-        """Encodes images (B, 3, S, S), normalised as the processor does."""
+    def encode_image(self, pixel_values: Tensor, *, interpolate: bool = False) -> EncodedImages:
+        """Encodes images.
+
+        Args:
+            pixel_values: (B, 3, S, S), normalised as the processor does.
+            interpolate: S may be any multiple of the patch size: position embeddings are interpolated (bicubic), and
+                regions are prompted as ever, their boxes being shares of the input.
+        """
 
     @abstractmethod
     def encode_text(self, input_ids: Tensor) -> Tensor:
@@ -285,9 +291,9 @@ class CLOCModel(RegionModel, CLIPModel):
         if module is self and hasattr(self, "logit_bias"):
             initialization.zeros_(self.logit_bias)
 
-    def encode_image(self, pixel_values: Tensor) -> EncodedImages:
+    def encode_image(self, pixel_values: Tensor, *, interpolate: bool = False) -> EncodedImages:
         """See `RegionModel.encode_image`; the embedding is that of [CLS]."""
-        output = self.vision_model(pixel_values=pixel_values)
+        output = self.vision_model(pixel_values=pixel_values, interpolate_pos_encoding=interpolate)
         return EncodedImages(output.last_hidden_state, self.visual_projection(output.pooler_output))
 
     def encode_text(self, input_ids: Tensor) -> Tensor:
@@ -320,9 +326,9 @@ class CLOCSiglipModel(RegionModel, SiglipModel):
         super()._init_weights(module)
         self._init_region_weights(module)
 
-    def encode_image(self, pixel_values: Tensor) -> EncodedImages:
+    def encode_image(self, pixel_values: Tensor, *, interpolate: bool = False) -> EncodedImages:
         """See `RegionModel.encode_image`; the tokens are those that SigLIP's attention pool reads."""
-        output = self.vision_model(pixel_values=pixel_values)
+        output = self.vision_model(pixel_values=pixel_values, interpolate_pos_encoding=interpolate)
         return EncodedImages(output.last_hidden_state, output.pooler_output)
 
     def encode_text(self, input_ids: Tensor) -> Tensor:

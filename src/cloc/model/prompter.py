@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import initialization
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from cloc.model.roi_align import roi_grid
 
@@ -83,9 +84,18 @@ class ImageMemory:
     values_B1HNd: Tensor
     patches_BGD: Tensor
 
+    @property
+    def grid(self) -> int:
+        """Patches a side: the model's own, but for inputs of another size."""
+        return round(self.patches_BGD.shape[1] ** 0.5)
 
-class PrompterLayer(nn.Module):
-    """A pre-norm transformer layer over prompt tokens and image tokens, kept apart so that image keys are shared."""
+
+class PrompterLayer(GradientCheckpointingLayer):
+    """A pre-norm transformer layer over prompt tokens and image tokens, kept apart so that image keys are shared.
+
+    Where the pool takes image tokens, each prompt has its own after the layer: gradient checkpointing then saves more
+    here than in a layer of the tower.
+    """
 
     def __init__(self, width: int, *, heads: int) -> None:
         super().__init__()
@@ -218,7 +228,8 @@ class Prompter(nn.Module):
         """What all prompts of the images share; every other call takes it."""
         patches = tokens_BND[:, self.prefix :]
         if self.spatial_bias == "box":
-            where = sinusoidal(grid_centres(self.grid, device=tokens_BND.device), width=self.width)
+            grid = round(patches.shape[1] ** 0.5)
+            where = sinusoidal(grid_centres(grid, device=tokens_BND.device), width=self.width)
             tokens_BND = tokens_BND + F.pad(where, (0, 0, self.prefix, 0)).to(tokens_BND.dtype)
         first = self.layers[0]
         assert isinstance(first, PrompterLayer)
@@ -233,7 +244,8 @@ class Prompter(nn.Module):
         return self._places(memory, points_BM2[:, :, None], self.point_type, self.around(points_BM2))
 
     def around(self, points_BM2: Tensor) -> Tensor:
-        """Boxes of BINS x BINS patches around points: (B, M, 2) -> (B, M, 4)."""
+        """Boxes of BINS x BINS patches around points: (B, M, 2) -> (B, M, 4). They are patches of the model's own grid,
+        so that a point means the same share of an image at every size of the input."""
         half = BINS / 2 / self.grid
         return torch.cat([points_BM2 - half, points_BM2 + half], dim=-1).clamp(0, 1)
 
@@ -251,7 +263,7 @@ class Prompter(nn.Module):
         Added to the region embedding it teaches single tokens to lie near the texts of what they show, which is what
         draws a text prompt to its object.
         """
-        covered = coverage(boxes_BM4, grid=self.grid)
+        covered = coverage(boxes_BM4, grid=memory.grid)
         weights = covered / covered.sum(dim=-1, keepdim=True).clamp_min(1e-6)
         patches = memory.patches_BGD
         return self.token_projection(weights.to(patches.dtype) @ patches)
@@ -282,7 +294,7 @@ class Prompter(nn.Module):
         prompt = prompt + self.inside(cells.flatten(2))[:, :, None]
         if not self.biases_attention:
             return self._run(memory, prompt, None)
-        covered = coverage(boxes_BM4, grid=self.grid).to(patches.dtype)
+        covered = coverage(boxes_BM4, grid=memory.grid).to(patches.dtype)
         return self._run(memory, prompt, self._bias(self.box_bias * covered))
 
     def _bias(self, patches_BMG: Tensor) -> Tensor:

@@ -1,13 +1,16 @@
 """One optimiser step: losses and gradients of a batch, clipping, and the update, or none."""
 
-import torch
+from functools import partial
+
 from torch import Tensor, nn
 
 from cloc.config.schema import TrainConfig
 from cloc.data.batches import Batch
 from cloc.model import factory
 from cloc.model.optimizers import Optimizers
+from cloc.training import cached
 from cloc.training.distributed import Rank
+from cloc.training.parallel import clip_gradients, share_scalars
 from cloc.training.task import CLOCTask, Losses
 
 
@@ -30,14 +33,20 @@ class Stepper:
 
     def backward(self, batch: Batch) -> Losses:
         """Losses of the global batch; leaves the gradients in the parameters. The batch is on the device."""
-        with factory.autocast(self._train.precision, self._rank.device):
-            losses: Losses = self._module(batch)
-        losses.total.backward()
+        autocast = partial(factory.autocast, self._train.precision, self._rank.device)
+        size = self._train.micro_batch
+        if 0 < size < len(batch.keys):
+            losses = cached.backward(self._module, self._task, batch, size=size, autocast=autocast)
+        else:
+            with autocast():
+                losses = self._module(batch)
+            losses.total.backward()
+        share_scalars(self._module, self._task)
         return losses
 
     def clip(self) -> Tensor:
         """Scales the gradients to the largest norm that is allowed; returns the norm before, equal on all ranks."""
-        return torch.nn.utils.clip_grad_norm_(self._task.parameters(), self._train.grad_clip)
+        return clip_gradients(self._task, largest=self._train.grad_clip)
 
     def apply(self, rate: float) -> None:
         """An update at that learning rate; no gradients are left."""

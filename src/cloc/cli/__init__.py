@@ -20,6 +20,7 @@ _VERBS = {
     "caption": ("cloc.cli.stages", "caption"),
     "ground": ("cloc.cli.stages", "ground"),
     "validate": ("cloc.cli.stages", "validate"),
+    "plan": ("cloc.cli.plan", "plan"),
     "pretrain": ("cloc.cli.stages", "pretrain"),
     "evaluate": ("cloc.cli.stages", "evaluate"),
     "register": ("cloc.cli.stages", "register"),

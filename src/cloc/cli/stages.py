@@ -112,6 +112,7 @@ def validate(data: str, captions: str, regions: str, out: str, sums: str, worker
 @click.option("--objective", type=click.Choice(["cloc", "clip"]), default="cloc", show_default=True)
 @click.option("--match-compute-of", default="", help="Train as many processor-seconds as this model took.")
 @click.option("--step-cost-of", default="", help="Model of the same objective that tells what a step costs.")
+@click.option("--dry-run", is_flag=True, help="Print what the scheduler would be asked for; start and write nothing.")
 @settings_options
 def pretrain(
     data: str,
@@ -121,9 +122,18 @@ def pretrain(
     objective: str,
     match_compute_of: str,
     step_cost_of: str,
+    dry_run: bool,
     **settings: Any,
 ) -> None:
-    """Train CLOC, or a plain CLIP by the same code, through TorchX."""
+    """Train CLOC, or a plain CLIP by the same code, through TorchX.
+
+    Told to stop (SIGTERM, Ctrl-C), it saves and ends with exit code 75 or 130; the same command goes on from there.
+
+    \b
+    cloc pretrain --data data --captions work/captions --regions work/regions --out work/cloc -S train.processes=2
+    cloc pretrain ... -S train.scheduler=kubernetes -S train.kubernetes.image=registry/cloc:1 \\
+                      -S train.storage=s3://bucket/runs --dry-run
+    """
     inputs = {
         "data": data,
         "captions": captions,
@@ -132,6 +142,12 @@ def pretrain(
         "match_compute_of": match_compute_of,
         "step_cost_of": step_cost_of,
     }
+    if dry_run:
+        from cloc.training import stage  # heavy: not for --help
+
+        text = stage.request(resolve(**settings), inputs=stage.Inputs(**inputs), outputs=stage.Outputs(model=out))
+        click.echo(text, nl=False)
+        return
     run_stage("pretraining", resolve(**settings), inputs=inputs, outputs={"model": out})
 
 

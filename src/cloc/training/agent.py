@@ -54,6 +54,7 @@ class Part:
         run_id: the same on all machines of one start of the job, and no other's.
         grace: seconds that ranks have to save when they are told to stop.
         timeout: seconds that machines wait for each other at the start.
+        module: what a rank runs, with `output` for its argument.
     """
 
     output: str
@@ -65,6 +66,7 @@ class Part:
     run_id: str = "cloc"
     grace: int = 300
     timeout: int = 900
+    module: str = "cloc.training.trainer"
 
 
 class _Agent(LocalElasticAgent):
@@ -182,10 +184,9 @@ def run(part: Part) -> int:
         except SignalException:
             agent.told = True
         except RendezvousError as error:
-            raise TrainingError(
-                f"{part.nodes} machines did not find each other at {part.host}:{part.port} within {part.timeout} "
-                f"seconds ({type(error).__name__}): see whether all of them started and can reach that port"
-            ) from None
+            if not agent.ended():
+                raise _not_met(part, error) from None
+            agent.errors.add(f"rank lost: the first machine, {part.host}, is gone; its last lines say why")
         agent.finish_output()
     ended, host = agent.ended(), socket.gethostname()
     if not ended:  # told to stop before there was a rank
@@ -193,6 +194,13 @@ def run(part: Part) -> int:
     found = verdict(ended, errors=agent.errors, host=host, told=agent.told, grace=part.grace)
     _say(agent.errors.lines, last=found.line)
     return found.code
+
+
+def _not_met(part: Part, error: RendezvousError) -> TrainingError:
+    return TrainingError(
+        f"machine {part.node} of {part.nodes} did not find the others at {part.host}:{part.port} within {part.timeout} "
+        f"seconds ({type(error).__name__}): see whether all of them started, and can reach that port of the first one"
+    )
 
 
 def _say(reasons: Sequence[str], *, last: str) -> None:
@@ -218,7 +226,7 @@ def _spec(part: Part) -> WorkerSpec:
         role="trainer",
         local_world_size=part.processes,
         entrypoint=sys.executable,
-        args=("-m", "cloc.training.trainer", part.output),
+        args=("-m", part.module, part.output),
         rdzv_handler=_rendezvous(parameters, part),
         max_restarts=0,
         monitor_interval=_MONITOR_SECONDS,
@@ -232,10 +240,7 @@ def _rendezvous(parameters: RendezvousParameters, part: Part) -> Any:
     try:
         return get_rendezvous_handler(parameters)
     except RendezvousError as error:
-        raise TrainingError(
-            f"machine {part.node} of {part.nodes} could not reach the first one at {part.host}:{part.port} within "
-            f"{part.timeout} seconds ({type(error).__name__}): see whether it started, and whether the port is open"
-        ) from None
+        raise _not_met(part, error) from None
 
 
 def check_port(port: int) -> None:

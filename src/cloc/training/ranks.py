@@ -21,7 +21,7 @@ FAILURES[TrainingError.exit_code] = TrainingError
 """Exit codes of ranks whose reason is a `ClocError`: the same would happen again."""
 CRASHED = "crashed with exit code"
 """Part of the line of a rank that left no reason."""
-_WEAK = (CRASHED, "rank lost: ", "machines did not find each other")  # consequences, as a rule
+_WEAK = (CRASHED, "rank lost: ", " did not find the others at ")  # consequences, as a rule
 
 
 @dataclass(frozen=True)

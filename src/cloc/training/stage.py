@@ -4,6 +4,7 @@ import json
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from cloc.data.storage import open_storage
 from cloc.errors import ConfigError, DataError, TrainingError
 from cloc.model.processing import train_tokenizer
 from cloc.stage import StageResult, fingerprint
+from cloc.training.data_check import check_data
 from cloc.training.job import JOB_FILE, METRICS_FILE, SUMMARY_FILE, TOKENIZER, TrainingJob, copy
 from cloc.training.launch import request_text, run_app, training_app
 
@@ -69,6 +71,7 @@ def run(config: Config, *, inputs: Inputs, outputs: Outputs) -> StageResult:
     images = resolve_split(inputs.data, config.data.train_split)
     dataset = Dataset.open(images, captions=inputs.captions, regions=inputs.regions)
     job = _job(config, inputs, images=images, digest=fingerprint(dataset.digest, dataset.labels_digest()))
+    check_data(dataset, config, objective=job.objective)
     job = replace(job, output=_home(job, config.train, output), held_out=_held_out(config.train, inputs.data))
     job = replace(job, tokenizer=_tokenizer(config, dataset, job))
     job.save()
@@ -84,21 +87,39 @@ def run(config: Config, *, inputs: Inputs, outputs: Outputs) -> StageResult:
 def request(config: Config, *, inputs: Inputs, outputs: Outputs) -> str:
     """What `run` would hand to the scheduler, as text. Nothing is started or written.
 
-    The run's name needs the data's hash; where the data cannot be read from here, DATA stands for it.
+    The run's name needs the data's hash; where the data cannot be read from here, DATA stands for it, and the last
+    line says so.
 
     Raises:
         ConfigError: the settings cannot be used.
     """
+    environment, note = dict(os.environ), ""
     try:
-        images = resolve_split(inputs.data, config.data.train_split)
-        dataset = Dataset.open(images, captions=inputs.captions, regions=inputs.regions)
-        digest = fingerprint(dataset.digest, dataset.labels_digest())
-    except DataError:
+        with _impatient():
+            images = resolve_split(inputs.data, config.data.train_split)
+            dataset = Dataset.open(images, captions=inputs.captions, regions=inputs.regions)
+            digest = fingerprint(dataset.digest, dataset.labels_digest())
+    except DataError as error:
         images, digest = inputs.data, ""
+        note = f"# DATA stands for a hash of the data, which cannot be read from here: {error}\n"
     job = _job(config, inputs, images=images, digest=digest)
     name = run_name(job) if digest else f"{job.objective}-DATA"
     home = f"{_absolute(config.train.storage, config.train)}/{name}" if config.train.storage else outputs.model
-    return request_text(training_app(home, config.train, environment=os.environ, run=name), config.train)
+    return request_text(training_app(home, config.train, environment=environment, run=name), config.train) + note
+
+
+@contextmanager
+def _impatient() -> Iterator[None]:
+    """Has an S3 endpoint that does not answer asked once only."""
+    before = os.environ.get("CLOC_S3_PATIENCE")
+    os.environ["CLOC_S3_PATIENCE"] = "0"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["CLOC_S3_PATIENCE"]
+        else:
+            os.environ["CLOC_S3_PATIENCE"] = before
 
 
 def _job(config: Config, inputs: Inputs, *, images: str, digest: str) -> TrainingJob:

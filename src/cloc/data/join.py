@@ -41,7 +41,8 @@ class ShardLabels:
     """The labels of a shard; reads both tables when it is made.
 
     Raises:
-        DataError: a table is unreadable, of another schema, or has a row without key, text or box.
+        DataError: a table is unreadable, of another schema, has a row without key, text or box, or a box that is not
+            finite (PyTorch crashes at such a one on processors).
     """
 
     def __init__(self, dataset: Dataset, shard: Shard) -> None:
@@ -51,6 +52,10 @@ class ShardLabels:
         self._caption_texts, self._region_texts = _texts(captions), _texts(regions)
         self._is_alt_text: list[bool] = pc.equal(captions["kind"], "alt_text").to_pylist() if captions else []
         self._boxes_N4 = np.stack([regions[side].to_numpy() for side in _SIDES], axis=1) if regions else _NO_BOXES
+        bad = len(self._boxes_N4) - int(np.isfinite(self._boxes_N4).all(axis=1).sum())
+        if bad:
+            where = f"{dataset.regions.url}/{tables.table_path('regions', shard.name)}"
+            raise DataError(f"{where}: {bad} boxes are not finite; make this table again")
 
     def has_caption(self, key: str) -> bool:
         """Whether an image has a caption or an alt-text."""

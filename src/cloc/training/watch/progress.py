@@ -12,7 +12,8 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -20,6 +21,7 @@ from typing import Any
 BAR = "CLOC_PROGRESS"
 """Variable that asks the first rank for more lines when it is "bar"."""
 _BAR_SECONDS = 0.5
+_SPEED_LINES = 10
 _SHOWN = {"loss/image": ("image", ".3f"), "loss/region": ("region", ".3f"), "loss/grounding": ("grounding", ".4f")}
 _LINE = re.compile(r"^(?:\[rank 0\] )?(\w+) step (\d+)/(\d+), (.*), (\S+ s left)$")
 
@@ -51,14 +53,15 @@ class Reporter:
     """
 
     def __init__(self, objective: str, *, start: int, steps: int, batch_size: int) -> None:
-        self._objective, self._start, self._steps, self._batch_size = objective, start, steps, batch_size
+        self._objective, self._steps, self._batch_size = objective, steps, batch_size
         self._values: Mapping[str, float] = {}
-        self._began = self._said = time.monotonic()
+        # Steps and their times: the speed is that of the last lines.
+        self._said = deque([(start, time.monotonic())], maxlen=_SPEED_LINES + 1)
         self._often = os.environ.get(BAR) == "bar"
 
     def step(self, step: int) -> None:
         """Tells that a step is done."""
-        if self._often and self._values and time.monotonic() - self._said >= _BAR_SECONDS:
+        if self._often and self._values and time.monotonic() - self._said[-1][1] >= _BAR_SECONDS:
             self._say(step)
 
     def record(self, step: int, values: Mapping[str, float]) -> None:
@@ -67,15 +70,16 @@ class Reporter:
         self._say(step)
 
     def _say(self, step: int) -> None:
-        self._said = time.monotonic()
-        spent, done = self._said - self._began, max(1, step - self._start)
+        self._said.append((step, time.monotonic()))
+        (first, began), (_, now) = self._said[0], self._said[-1]
+        each = max(now - began, 1e-9) / max(1, step - first)
         text = line(
             self._objective,
             step,
             self._steps,
             values=self._values,
-            speed=done * self._batch_size / max(spent, 1e-9),
-            left=spent / done * (self._steps - step),
+            speed=self._batch_size / each,
+            left=each * (self._steps - step),
         )
         print(text, flush=True)
 
@@ -138,22 +142,31 @@ class Screen:
     def _draw(self, seen: _Seen) -> None:
         if self._bar is None:
             self._bar = _bar()
-            self._task = self._bar.add_task(seen.objective, total=seen.steps)
+            self._task = self._bar.add_task(seen.objective, total=seen.steps, said="", left="")
             self._bar.start()
         self._bar.update(self._task, completed=seen.step, total=seen.steps, said=seen.text, left=seen.left)
 
 
 def _bar() -> Any:
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+    from rich.console import RenderableType
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn
+    from rich.text import Text
+
+    class TwoLines(Progress):
+        """The bar, and below it what its line says: side by side they need a wide terminal."""
+
+        def get_renderables(self) -> Iterator[RenderableType]:
+            yield self.make_tasks_table(self.tasks)
+            for task in self.tasks:
+                yield Text(task.fields["said"], style="cyan", no_wrap=True, overflow="ellipsis")
 
     # What else is printed meanwhile goes above the bar: rich takes stdout over while it is there, and stderr where that
     # is the terminal, too.
-    return Progress(
+    return TwoLines(
         TextColumn("{task.description}"),
         BarColumn(bar_width=None),
         TaskProgressColumn(),
-        TextColumn("{task.completed:.0f}/{task.total:.0f}"),
-        TextColumn("{task.fields[said]}", style="cyan"),
+        MofNCompleteColumn(),
         TextColumn("{task.fields[left]}", style="green"),
         redirect_stderr=sys.stderr.isatty(),
         refresh_per_second=4,

@@ -307,7 +307,7 @@ def test_a_terminated_training_saves_ends_with_75_and_leaves_nobody(tmp_path: Pa
 
     when(trains, terminate)
     with pytest.raises(
-        Stopped, match="^told to stop by SIGTERM: its ranks saved; run the same command again"
+        Stopped, match=r"^told to stop by SIGTERM: its ranks saved; run the same command again"
     ) as caught:
         stage.run(
             parse({**TINY, "train": train}, source="test"),

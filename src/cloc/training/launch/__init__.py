@@ -3,7 +3,8 @@
 The only place that imports torchx.
 
     app        the AppDef
-    run        schedule, follow, cancel, try again, and the verdict
+    run        schedule, follow, try again, and the verdict
+    wait       orders to stop, and the end
     logs       what the replicas say
     local, volcano, slurm    what TorchX's schedulers lack
 """

@@ -71,11 +71,11 @@ class Follower:
                     self._runner.log_lines(self._handle, ROLE, replica, should_tail=not last_time, streams=kind)
                 ):
                     stamp, _, text = line.partition(" ")
-                    if stamp > newest:
+                    if stamp[:1].isdigit() and stamp > newest:  # another container's lines begin with its name
                         newest = stamp
                         yield text
-            except (ApiException, HTTPError, specs.UnknownAppException):
-                pass  # no pod yet, or none any more, or the connection broke: the status of the job tells which
+            except (ApiException, HTTPError, KeyError, specs.UnknownAppException):
+                pass  # no phase or pod yet, or none any more, or the connection broke: the job's status tells which
             if last_time:
                 return
             self._over.wait(_AGAIN_SECONDS)

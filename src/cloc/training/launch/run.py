@@ -1,14 +1,10 @@
 """Running a training job: scheduled, followed, cancelled when this process is told to stop, tried again when lost."""
 
 import signal
-import threading
-import time
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from kubernetes import client
@@ -17,7 +13,6 @@ from torchx.runner import Runner
 from torchx.schedulers.kubernetes_scheduler import KubernetesScheduler
 from torchx.schedulers.kubernetes_scheduler import create_scheduler as kubernetes_scheduler
 from torchx.schedulers.slurm_scheduler import create_scheduler as slurm_scheduler
-from urllib3.exceptions import HTTPError
 
 from cloc.config.schema import TrainConfig
 from cloc.errors import TrainingError
@@ -25,50 +20,12 @@ from cloc.training.launch import slurm, volcano
 from cloc.training.launch.app import grace_seconds
 from cloc.training.launch.local import PatientLocalScheduler
 from cloc.training.launch.logs import Follower
+from cloc.training.launch.wait import UNREACHABLE, Orders, Wait, reason_of
 from cloc.training.preemption import PREEMPTED, Stopped
 from cloc.training.ranks import FAILURES
 from cloc.training.watch.progress import Screen
 
-_POLL_SECONDS = {"local_cwd": 0.3, "kubernetes": 5.0, "slurm": 5.0}
-# So long a cluster's API may be out of reach before the launcher gives up (the job goes on).
-_PATIENCE_SECONDS = 900.0
 _SESSION = "cloc"
-
-
-class Orders:
-    """What this process was told by signals: to stop, and then to hurry.
-
-    Attributes:
-        asked: the signal that came first; None when there was none.
-        hurry: whether Ctrl-C came again.
-    """
-
-    def __init__(self) -> None:
-        self.asked: signal.Signals | None = None
-        self.hurry = False
-
-    def take(self, number: int, frame: FrameType | None) -> None:
-        """Signal handler."""
-        if self.asked is None:
-            self.asked = signal.Signals(number)
-        elif number == signal.SIGINT:
-            self.hurry = True
-
-    @contextmanager
-    def listening(self) -> Iterator[None]:
-        """Takes the signals over; in another thread than the main one Python leaves them to that one."""
-        numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        before = {number: signal.getsignal(number) for number in numbers}
-        try:
-            for number in numbers:
-                signal.signal(number, self.take)
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
 
 @dataclass(frozen=True)
@@ -123,6 +80,8 @@ def _raise(outcome: Outcome, orders: Orders) -> None:
     if orders.asked is not None:
         saved = "its ranks saved" if outcome.code == PREEMPTED else outcome.reason
         raise Stopped(f"told to stop by {orders.asked.name}: {saved}; run the same command again to go on")
+    if outcome.code == PREEMPTED:
+        raise Stopped(outcome.reason)
     raise FAILURES.get(outcome.code, TrainingError)(outcome.reason)
 
 
@@ -140,20 +99,26 @@ class _Attempt:
         """Runs it to its end."""
         with Runner(_SESSION, {self.config.scheduler: self._make_scheduler}) as runner, Screen() as screen:
             info = request(runner, self.app, self.config, log_dir=self.log_dir)
-            # A local scheduler takes the signals when it is made.
-            with self.orders.listening():
-                handle = self._schedule(runner, info)
-                print(f"training job {handle}", flush=True)
-                follower = Follower(runner, handle, self.app, scheduler=self.config.scheduler, screen=screen)
-                try:
-                    status = self._wait(runner, handle)
-                finally:
-                    follower.finish()
+            handle = self._schedule(runner, info)
+            print(f"training job {handle}", flush=True)
+            follower = Follower(runner, handle, self.app, scheduler=self.config.scheduler, screen=screen)
+            try:
+                status = Wait(
+                    runner,
+                    handle,
+                    scheduler=self.config.scheduler,
+                    orders=self.orders,
+                    grace=self.grace,
+                    saves=lambda: self.config.scheduler == "kubernetes" and self._pods(handle).running > 0,
+                ).end()
+            finally:
+                follower.finish()
         return self._outcome(status, follower.errors.best, handle)
 
     def _make_scheduler(self, session_name: str, **options: Any) -> Any:
         if self.config.scheduler == "local_cwd":
             self.scheduler = PatientLocalScheduler(session_name, grace=self.grace, hurry=lambda: self.orders.hurry)
+            self.orders.listen()  # TorchX's constructor took the signals
         elif self.config.scheduler == "kubernetes":
             self.scheduler = kubernetes_scheduler(session_name, client=self.api)
         else:
@@ -163,50 +128,11 @@ class _Attempt:
     def _schedule(self, runner: Runner, info: specs.AppDryRunInfo) -> str:
         try:
             handle: str = runner.schedule(info)
-        except (client.ApiException, HTTPError) as error:
-            reason = _api_reason(error)
-            raise TrainingError(f"Kubernetes did not take the job ({reason}); see it with --dry-run") from None
-        except OSError as error:
-            raise TrainingError(f"{self.config.scheduler} did not take the job: {error}") from None
+        except UNREACHABLE as error:
+            raise TrainingError(
+                f"{self.config.scheduler} did not take the job ({reason_of(error)}); `cloc pretrain --dry-run` shows it"
+            ) from None
         return handle
-
-    def _wait(self, runner: Runner, handle: str) -> specs.AppStatus | None:
-        """Waits for the end; cancels the job when this process is told to stop."""
-        state, cancelled_at, answered = None, None, time.monotonic()
-        while True:
-            try:
-                status = _status(runner, handle)
-                answered = time.monotonic()
-            except (client.ApiException, HTTPError) as error:
-                if time.monotonic() - answered > _PATIENCE_SECONDS:
-                    raise TrainingError(
-                        f"Kubernetes has not answered for {_PATIENCE_SECONDS:.0f} s ({_api_reason(error)}); the job "
-                        f"{handle} goes on without this command"
-                    ) from None
-                time.sleep(_POLL_SECONDS[self.config.scheduler])
-                continue
-            if status is None or status.is_terminal():
-                return status
-            if status.state != state:
-                state = status.state
-                print(f"training job is {state.name.lower()}", flush=True)
-            if self.orders.asked is not None and cancelled_at is None:
-                print(
-                    f"told to stop by {self.orders.asked.name}: the ranks have {self.grace} s to save "
-                    "(Ctrl-C: stop at once)",
-                    flush=True,
-                )
-                runner.cancel(handle)
-                cancelled_at = time.monotonic()
-            if cancelled_at and (self.orders.hurry or time.monotonic() - cancelled_at > self.grace):
-                return status
-            self._sleep(cancelled=cancelled_at is not None)
-
-    def _sleep(self, *, cancelled: bool) -> None:
-        """Until the next look, or an order."""
-        end = time.monotonic() + _POLL_SECONDS[self.config.scheduler]
-        while time.monotonic() < end and (cancelled or self.orders.asked is None):
-            time.sleep(min(0.1, end - time.monotonic()) if end > time.monotonic() else 0)
 
     def _outcome(self, status: specs.AppStatus | None, said: str, handle: str) -> Outcome:
         """The verdict: of the replicas, not of the application's state alone."""
@@ -219,7 +145,7 @@ class _Attempt:
             for replica in role.replicas
             if replica.state in (specs.ReplicaState.FAILED, specs.ReplicaState.CANCELLED)
         ]
-        ends = self._pod_ends(handle) if self.config.scheduler == "kubernetes" else []
+        ends = self._pods(handle).ends if self.config.scheduler == "kubernetes" else []
         failed += [str(end) for end in ends if end.failed]
         if state == specs.AppState.SUCCEEDED and not failed:
             return Outcome(0)
@@ -234,6 +160,8 @@ class _Attempt:
         code = self.scheduler.exit_code
         if code == 0:
             return Outcome(0)
+        if code == PREEMPTED or (code == -signal.SIGTERM and self.orders.asked is not None):
+            return Outcome(PREEMPTED, "the training job was preempted and saved: run the same command again to go on")
         if code is not None and code < 0:
             said = f"the agent was killed by signal {-code}: run the same command again, it goes on from its last "
             said += "checkpoint"
@@ -242,30 +170,17 @@ class _Attempt:
             code or 1, said or f"the training job ended as {state.name} ({code}); its log lies in {self.log_dir}"
         )
 
-    def _pod_ends(self, handle: str) -> list[volcano.PodEnd]:
+    def _pods(self, handle: str) -> volcano.Pods:
         assert isinstance(self.scheduler, KubernetesScheduler)
         namespace, name = handle.rpartition("/")[2].split(":")
         core = client.CoreV1Api(self.scheduler._api_client())
         try:
-            return volcano.pod_ends(core, namespace=namespace, job=name)
-        except (client.ApiException, HTTPError) as error:
+            return volcano.pods_of(core, namespace=namespace, job=name)
+        except UNREACHABLE as error:
             raise TrainingError(
-                f"the job {handle} is over, but its pods cannot be seen ({_api_reason(error)}), so that nobody knows "
+                f"the job {handle} is over, but its pods cannot be seen ({reason_of(error)}), so that nobody knows "
                 "whether they succeeded; allow this account to list pods"
             ) from None
-
-
-def _status(runner: Runner, handle: str) -> specs.AppStatus | None:
-    try:
-        return runner.status(handle)
-    except KeyError:  # TorchX's: a job that Volcano has not looked at has no phase
-        return specs.AppStatus(specs.AppState.PENDING)
-
-
-def _api_reason(error: Exception) -> str:
-    if isinstance(error, client.ApiException):
-        return f"{error.status} {error.reason}".strip()
-    return " ".join(str(error).split())[:300]
 
 
 def request(runner: Runner, app: specs.AppDef, config: TrainConfig, *, log_dir: Path) -> specs.AppDryRunInfo:

@@ -129,10 +129,24 @@ class PodEnd:
         return f"pod {self.name} ended{code}{f' ({self.reason})' if self.reason else ''}"
 
 
-def pod_ends(core: client.CoreV1Api, *, namespace: str, job: str) -> list[PodEnd]:
-    """The pods of a job that are over, by name. Raises kubernetes' ApiException."""
-    pods = core.list_namespaced_pod(namespace, label_selector=f"{_JOB_LABEL}={job}").items
-    return sorted(_ends(pods), key=lambda end: end.name)
+@dataclass(frozen=True)
+class Pods:
+    """The pods of a job that are there.
+
+    Attributes:
+        running: how many are not over.
+        ends: the others, by name.
+    """
+
+    running: int
+    ends: list[PodEnd]
+
+
+def pods_of(core: client.CoreV1Api, *, namespace: str, job: str) -> Pods:
+    """The pods of a job. Raises kubernetes' ApiException."""
+    found = core.list_namespaced_pod(namespace, label_selector=f"{_JOB_LABEL}={job}").items
+    ends = sorted(_ends(found), key=lambda end: end.name)
+    return Pods(len(found) - len(ends), ends)
 
 
 def _ends(pods: list[client.V1Pod]) -> Iterator[PodEnd]:

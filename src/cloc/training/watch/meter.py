@@ -47,7 +47,7 @@ class Clock:
 class _Window:
     """What happened on this rank since the last record; `squares` as in `Load`."""
 
-    began: float = field(default_factory=time.monotonic)
+    began: float = field(default_factory=lambda: time.monotonic())
     paused: float = 0.0
     waited: float = 0.0
     steps: int = 0

@@ -1,6 +1,6 @@
 """Launching for real: agents with their ranks, jobs through TorchX on this machine, and a cluster's API that is faked.
 
-With a cluster: CLOC_CLUSTER_IMAGE=registry/cloc:1 CLOC_CLUSTER_STORAGE=s3://bucket/runs pytest -m cluster
+With a cluster: CLOC_CLUSTER_IMAGE=registry.example/cloc:1 CLOC_CLUSTER_STORAGE=s3://bucket/tests pytest -m cluster
 (see docs/training.md).
 """
 
@@ -325,8 +325,8 @@ def test_two_pods_train_on_a_cluster(tmp_path: Path) -> None:
     """Needs kubectl's context, Volcano, a queue `default`, an image with cloc, and an S3 storage that both reach."""
     image, storage = os.environ["CLOC_CLUSTER_IMAGE"], os.environ["CLOC_CLUSTER_STORAGE"]
     data = write_dataset(f"{storage}/launch-test/data", 24, shard_size=4)
-    kubernetes = {"image": image, "cpu": 1, "memory_mib": 3072, "shm_mib": 512, "gpu_resource": "nvidia.com/gpu"}
-    kubernetes["secrets"] = os.environ.get("CLOC_CLUSTER_SECRETS", "").split(",")
+    kubernetes = {"image": image, "cpu": 1, "memory_mib": 3072, "shm_mib": 512, "grace_seconds": 60}
+    kubernetes["secrets"] = [name for name in os.environ.get("CLOC_CLUSTER_SECRETS", "").split(",") if name]
     train = {**TINY["train"], "nodes": 2, "processes": 1, "device": "cpu", "scheduler": "kubernetes"}
     train |= {"storage": f"{storage}/launch-test/runs", "kubernetes": kubernetes}
     result = stage.run(

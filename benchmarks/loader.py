@@ -116,9 +116,9 @@ def bare(source: Source) -> Iterator[Any]:
         yield pixels_BSS3
 
 
-def loader(source: Source, *, workers: int) -> Iterator[Batch]:
-    """The loader."""
-    settings = replace(source.settings, workers=workers)
+def loader(source: Source, *, workers: int, streams: int = 1) -> Iterator[Batch]:
+    """The loader; several streams are what a rank reads that goes on for several."""
+    settings = replace(source.settings, workers=workers, streams=streams)
     return TrainLoader(source.dataset, settings, tokenize=source.processor.tokenize).batches()
 
 
@@ -266,6 +266,8 @@ def main() -> None:
             "bare": bare(source),
             "loader, 0 workers": loader(source, workers=0),
             "loader, 1 worker": loader(source, workers=1),
+            "loader, 4 streams, 0 workers": loader(source, workers=0, streams=4),
+            "loader, 4 streams, 1 worker": loader(source, workers=1, streams=4),
             "webdataset, 0 workers": wds(source, workers=0),
             "webdataset, 1 worker": wds(source, workers=1),
         }

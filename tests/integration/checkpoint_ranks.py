@@ -1,4 +1,6 @@
-"""Run on every rank by test_checkpoint_ranks.py: `checkpoint_ranks.py SCENARIO FOLDER RANK RANKS`.
+"""Run by test_checkpoint_ranks.py as each of four processes: `checkpoint_ranks.py FOLDER NUMBER`.
+
+First two of them are two ranks, then all are four: starting Python is what takes long.
 
 Every tensor's values follow from its name and the step, so that any number of ranks knows what it must find.
 """
@@ -154,16 +156,23 @@ def failure(call: object) -> str:
     raise AssertionError("it did not fail")
 
 
-SCENARIOS = {"go_on": go_on, "trouble": trouble}
+@contextmanager
+def joined(folder: Path, number: int, ranks: int) -> Iterator[Rank]:
+    meet = f"file://{folder}/meet-{ranks}"  # and no port that another test may take
+    dist.init_process_group("gloo", init_method=meet, rank=number, world_size=ranks)
+    yield Rank(number, ranks, torch.device("cpu"))
+    dist.barrier()
+    dist.destroy_process_group()
 
 
 def main() -> None:
-    scenario, folder, number, ranks = sys.argv[1:]
-    rank = Rank(int(number), int(ranks), torch.device("cpu"))
-    meet = f"file://{folder}/meet-{ranks}"  # and no port that another test may take
-    dist.init_process_group("gloo", init_method=meet, rank=rank.rank, world_size=rank.world_size)
-    SCENARIOS[scenario](Path(folder), rank)
-    dist.barrier()
+    folder, number = Path(sys.argv[1]), int(sys.argv[2])
+    if number < 2:
+        with joined(folder, number, 2) as rank:
+            go_on(folder / "chain", rank)
+            trouble(folder / "trouble", rank)
+    with joined(folder, number, 4) as rank:
+        go_on(folder / "chain", rank)
     leave(0)
 
 

@@ -7,6 +7,7 @@ knows.
 import json
 import sys
 import tempfile
+from collections.abc import Mapping
 from contextlib import closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +26,7 @@ from cloc.model import factory
 from cloc.training.checkpoint import Checkpoints, TrainingState
 from cloc.training.distributed import Rank, gathered, leave, process_group, seed_everything, total
 from cloc.training.ema import Average
+from cloc.training.evaluate import make_evaluation
 from cloc.training.failures import report
 from cloc.training.job import CHECKPOINTS, SUMMARY_FILE, TrainingJob
 from cloc.training.optimizer import make_optimizers
@@ -78,6 +80,8 @@ class Trainer:
             rank=rank,
         )
         self.dataset = Dataset.open(job.images, captions=job.captions, regions=job.regions)
+        self.evaluation = make_evaluation(job, self.config, self.processor, rank)
+        self.score: float | None = None  # of the last evaluation, for the next checkpoint
         self.identity = job.identity()
 
     def run(self) -> TrainingState:
@@ -90,10 +94,11 @@ class Trainer:
         state = self._restored() or TrainingState(0, self.identity)
         left = [phase for phase in self.phases if state.step < phase.stop]
         sizes = [phase.image_size for phase in left]
-        with Watch(self.job, self.config, rank=self.rank, model=self.model, state=state, sizes=sizes) as watch:
+        watch = Watch(self.job, self.config, rank=self.rank, model=self.model, state=state, sizes=sizes)
+        # A checkpoint that is being written when training ends is whole, also when it ends with an error.
+        with closing(self.checkpoints), watch:
             for phase in left:
                 state = self._train(phase, state, watch)
-            self.checkpoints.wait()
         self._finish(state)
         return state
 
@@ -103,7 +108,8 @@ class Trainer:
             return None
         state.check(self.identity, where=f"{self.job.output}/{CHECKPOINTS}")
         self.optimizers.prepare()
-        self.checkpoints.load(self._tensors())
+        state = self.checkpoints.load(self._tensors())  # an older one where the newest is damaged
+        state.check(self.identity, where=f"{self.job.output}/{CHECKPOINTS}")
         self.judge.load_state_dict(state.judge)
         self.skipped = state.skipped
         return state
@@ -151,16 +157,27 @@ class Trainer:
                 done = step + 1
                 watch.step(done, batch)
                 last = done == self.job.steps
-                if done % train.log_every == 0 or last or done == 1:
-                    self._record(watch, done, losses, norm)
+                evaluated = self._evaluated(watch, done)
+                if done % train.log_every == 0 or last or done == 1 or evaluated:
+                    self._record(watch, done, losses, norm, evaluated)
                 stop = self._told_to_stop()
                 if (done % train.checkpoint_every == 0 and not last) or stop:
                     with watch.pausing():
-                        self.checkpoints.save(self._tensors(), self._state(done, loader, watch.clock))
+                        self.checkpoints.save(self._tensors(), self._state(done, loader, watch.clock), score=self.score)
+                    self.score = None
                 if stop:
                     self.checkpoints.wait()
                     raise Preempted
             return self._state(phase.stop, loader, watch.clock)
+
+    def _evaluated(self, watch: Watch, step: int) -> dict[str, float]:
+        """Figures of the evaluation after `step` steps, where it is its turn; every rank must call it."""
+        if not self.evaluation or (step % self.config.train.evaluate_every and step != self.job.steps):
+            return {}
+        with watch.pausing(), self.average.in_place() if self.average else nullcontext():
+            values = self.evaluation.run(self.task)
+        self.score = self.evaluation.score(values)
+        return values
 
     def _told_to_stop(self) -> bool:
         """Whether any rank was; every rank must call it."""
@@ -210,7 +227,7 @@ class Trainer:
         if self.rank.is_first:
             print(f"skipped: {bad.message(self.job.output)}", flush=True)
 
-    def _record(self, watch: Watch, step: int, losses: Losses, norm: Tensor) -> None:
+    def _record(self, watch: Watch, step: int, losses: Losses, norm: Tensor, evaluated: Mapping[str, float]) -> None:
         """Records a step; every rank must call it."""
         values: dict[str, Tensor | float] = {
             "loss/total": losses.total,
@@ -225,6 +242,7 @@ class Trainer:
             "learning_rate": self._rate(step - 1),
             "samples": step * self.config.train.batch_size,
             "skipped_batches": self.skipped,
+            **evaluated,
         }
         watch.record(step, values)
 

@@ -182,11 +182,15 @@ class Checkpoints:
         if error is None:
             self._outcome = _Outcome(good=step)
             return
-        cause = _cause(error) if isinstance(error, CheckpointException) else error
         self._outcome.failed += 1
+        # torch hands on what a rank raised; everything else is about the ranks themselves.
+        cause = _cause(error) if isinstance(error, CheckpointException) else error
         if not isinstance(cause, ClocError):
             self._outcome.failure = cause
-            traceback.print_exception(error)
+            if isinstance(error, CheckpointException):
+                traceback.print_exception(error)
+            else:
+                warn(f"checkpoint of step {step} could not be written, for the ranks lost touch: {_line(error)}")
             return
         full = "disk full: " if isinstance(cause, StorageError) and cause.trouble is Trouble.FULL else ""
         good = self._outcome.good
@@ -230,3 +234,7 @@ def _cause(error: CheckpointException) -> BaseException:
     """What stopped the lowest rank of those that failed; what is no damage comes first."""
     causes = [cause for _, (cause, _) in sorted(error.failures.items())]
     return next((cause for cause in causes if not isinstance(cause, DamagedError)), causes[0])
+
+
+def _line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)

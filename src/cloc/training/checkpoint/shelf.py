@@ -87,7 +87,7 @@ class Retention:
         """
         steps = sorted(other for other in scores if other <= step)
         ranked = sorted((score, other) for other, score in scores.items() if score is not None and other <= step)
-        return set(steps[-self.newest :]) | {other for _, other in ranked[len(ranked) - self.best :]}
+        return set(steps[-self.newest :]) | {other for _, other in ranked[max(0, len(ranked) - self.best) :]}
 
 
 class Shelf:

@@ -21,6 +21,7 @@ _VERBS = {
     "ground": ("cloc.cli.stages", "ground"),
     "validate": ("cloc.cli.stages", "validate"),
     "plan": ("cloc.cli.plan", "plan"),
+    "doctor": ("cloc.cli.doctor", "doctor"),
     "pretrain": ("cloc.cli.stages", "pretrain"),
     "evaluate": ("cloc.cli.stages", "evaluate"),
     "register": ("cloc.cli.stages", "register"),

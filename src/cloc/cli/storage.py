@@ -5,10 +5,8 @@ from dataclasses import asdict
 
 import click
 
-from cloc.data.storage_check import Check, Outcome, StorageReport, check_storage
+from cloc.data.storage_check import StorageReport, check_storage
 from cloc.errors import DataError
-
-_MARKS = {Outcome.PASSED: "✓", Outcome.FAILED: "✗", Outcome.SKIPPED: "-"}
 
 
 @click.group()
@@ -45,10 +43,6 @@ def check(url: str, quick: bool, as_json: bool) -> None:
 def _print(report: StorageReport) -> None:
     print(report.url)
     for item in report.checks:
-        print(f"{_MARKS[item.outcome]} {item.name:<18} {_time(item):>9}  {item.detail}".rstrip())
+        print(item.line)
     if not report.failure:
         print(f"{report.url} will do")
-
-
-def _time(item: Check) -> str:
-    return "" if item.outcome is Outcome.SKIPPED else f"{item.seconds:.3f} s"

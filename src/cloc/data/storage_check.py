@@ -14,9 +14,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from enum import StrEnum
 from pathlib import Path
 
+from cloc.data.checks import Check, Outcome
 from cloc.data.s3 import S3Storage
 from cloc.data.s3_errors import CLOCK_LIMIT_S
 from cloc.data.storage import FolderStorage, Storage, StorageError, Trouble, open_storage
@@ -26,31 +26,6 @@ _MIB = 1 << 20
 _SMALL, _MIDDLE, _LARGE, _LARGE_QUICK, _PART = 64 << 10, _MIB, 12 * _MIB, 4 * _MIB, 5 * _MIB
 _OVERWRITES = 6
 _LEAST_FREE = 256 * _MIB
-
-
-class Outcome(StrEnum):
-    """How a check ended."""
-
-    PASSED = "passed"
-    FAILED = "failed"
-    SKIPPED = "skipped"
-
-
-@dataclass(frozen=True)
-class Check:
-    """One thing that was tried.
-
-    Attributes:
-        name: e.g. "ranged read".
-        outcome: how it ended; skipped when it makes no sense after what failed before.
-        seconds: how long it took.
-        detail: what was found, or why it failed.
-    """
-
-    name: str
-    outcome: Outcome
-    seconds: float = 0.0
-    detail: str = ""
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from cloc import tracking
 from cloc.config.schema import TrackingConfig
 from cloc.errors import ConfigError, GateFailed
 from cloc.stage import StageResult
+from cloc.training.watch.live import live_run
 
 
 @pytest.fixture
@@ -112,3 +114,49 @@ def test_a_store_that_cannot_be_used_is_one_line(tmp_path: Path) -> None:
     ):
         pass
     assert "\n" not in str(caught.value)
+
+
+def test_rows_of_a_stage_are_logged_while_it_runs_and_not_again(
+    config: TrackingConfig, client: MlflowClient, tmp_path: Path
+) -> None:
+    """Live by the variables that the stage's processes see; its end adds what is missing."""
+    rows = [{"step": step, "seconds": 1.0, "loss/total": 3.0 - step, "samples": 8.0 * step} for step in (1, 2, 3)]
+    curves = tmp_path / "metrics.jsonl"
+    curves.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with tracking.stage_run(config, stage="pretraining", settings={}) as run:
+        live = live_run()
+        assert live is not None
+        for row in rows[:2]:
+            live.log(row)
+        end = time.monotonic() + 120
+        while live._run is None:  # mlflow is imported
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        live.close(patience=60)
+        assert live.cpu_seconds > 0
+        assert [item.step for item in client.get_metric_history(run.run_id, "loss/total")] == [1, 2]
+        result = StageResult(
+            "pretraining", metrics={"loss/total": 0.0, "wall_seconds": 5.0}, artifacts={"c": str(curves)}
+        )
+        run.log_result(result)
+    assert tracking.STAGE_RUN not in os.environ
+    points = [(item.step, item.value) for item in client.get_metric_history(run.run_id, "loss/total")]
+    assert points == [(1, 2.0), (2, 1.0), (3, 0.0)]
+    by_samples = client.get_metric_history(run.run_id, "by_samples/loss/total")
+    assert [(item.step, item.value) for item in by_samples] == [(8, 2.0), (16, 1.0), (24, 0.0)]
+    assert [item.step for item in client.get_metric_history(run.run_id, "wall_seconds")] == [0]
+    assert client.get_run(run.run_id).data.metrics.keys() == {
+        "loss/total",
+        "by_samples/loss/total",
+        "samples",
+        "wall_seconds",
+    }
+
+
+def test_more_rows_than_one_request_takes(config: TrackingConfig, client: MlflowClient) -> None:
+    rows = [{"step": step, "samples": float(step), **{f"loss/{name}": 1.0 for name in range(40)}} for step in range(30)]
+    assert all(len(batch) * 81 <= 1000 for batch in tracking.row_batches(rows))
+    with tracking.stage_run(config, stage="pretraining", settings={}) as run:
+        run.log_rows(rows)
+    for name in ("loss/0", "loss/39", "by_samples/loss/39", "samples"):
+        assert [item.step for item in client.get_metric_history(run.run_id, name)] == list(range(30))

@@ -2,11 +2,16 @@
 
 import json
 import math
+import os
+import re
 import shutil
+import subprocess
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -197,9 +202,22 @@ def test_bad_shards_are_named(data: str, tokenizer: str, tmp_path: Path) -> None
     with pytest.raises(DataError, match=rf"{one}/images/0000\d\.tar: truncated .*; write this tar again") as caught:
         runs.train_here(runs.job(str(one), tmp_path / "b", tokenizer, settings=runs.config()))
     assert "\n" not in str(caught.value)
-    (one / "images" / "00000.tar").unlink()
-    with pytest.raises(DataError, match=r"there is no images/00000\.tar"):
-        runs.train_here(runs.job(str(one), tmp_path / "c", tokenizer, settings=runs.config(streams=1)))
+    for shard in range(6):
+        (one / "images" / f"{shard:05d}.tar").unlink()
+    with pytest.raises(DataError, match=r"there is no images/0000\d\.tar"):
+        runs.train_here(runs.job(str(one), tmp_path / "c", tokenizer, settings=runs.config()))
+
+
+def test_a_box_that_is_not_finite_names_its_table(data: str, tokenizer: str, tmp_path: Path) -> None:
+    """PyTorch's grid_sample would crash the process at it."""
+    broken = shutil.copytree(data, tmp_path / "data")
+    rows = pq.read_table(broken / "regions" / "00002.parquet")
+    columns = {name: rows[name].to_pylist() for name in rows.column_names}
+    columns["x1"][1] = math.nan
+    pq.write_table(pa.table(columns, schema=rows.schema), broken / "regions" / "00002.parquet")
+    with pytest.raises(DataError) as caught:
+        runs.train_here(runs.job(str(broken), tmp_path / "out", tokenizer, settings=runs.config()))
+    assert str(caught.value) == f"{broken}/regions/00002.parquet: 1 boxes are not finite; make this table again"
 
 
 def test_a_tokenizer_that_does_not_load(data: str, tmp_path: Path) -> None:
@@ -254,3 +272,79 @@ def test_a_rank_out_of_memory_is_the_last_line_and_not_the_rank_that_lost_it(dat
     assert ended.code == TrainingError.exit_code
     assert "Traceback" not in ended.out + ended.err
     assert ended.err.count("out of GPU memory") == 1
+
+
+def test_a_killed_rank_is_named(data: str, tmp_path: Path) -> None:
+    ended = runs.run(runs.config(processes=2), data, tmp_path / "out", fault={"rank": 1, "step": 4, "do": "kill"})
+    assert re.fullmatch(
+        r"error: rank 1 on \S+ was killed by SIGKILL \(out of memory\?\): run the same command again, it goes on from "
+        r"its last checkpoint",
+        ended.last,
+    ), ended.err
+    assert ended.code == 5
+    assert (tmp_path / "out" / "checkpoints" / "step-00000003" / "state.json").is_file()
+
+
+@pytest.mark.slow
+def test_ranks_that_wait_in_vain_say_so(data: str, tmp_path: Path) -> None:
+    settings = runs.config(processes=2, timeout_seconds=5)
+    ended = runs.run(settings, data, tmp_path / "out", fault={"rank": 1, "step": 4, "do": "stand still"})
+    assert ended.last.startswith(
+        "error: rank lost: another process did not answer within 5 s (train.timeout_seconds); it stands still"
+    )
+    assert ended.code == 5
+
+
+@pytest.mark.slow
+def test_a_defect_keeps_its_traceback_and_names_its_rank(data: str, tmp_path: Path) -> None:
+    ended = runs.run(runs.config(processes=2), data, tmp_path / "out", fault={"rank": 1, "step": 2, "do": "defect"})
+    assert re.fullmatch(r"error: rank 1 on \S+ crashed with exit code 1; its traceback stands above", ended.last), (
+        ended.err
+    )
+    assert "[rank 1] KeyError: 'a defect of the program'" in ended.err + ended.out
+
+
+@pytest.mark.slow
+def test_one_rank_out_of_main_memory(data: str, tmp_path: Path) -> None:
+    ended = runs.run(
+        runs.config(processes=1), data, tmp_path / "out", fault={"rank": 0, "step": 2, "do": "host memory"}
+    )
+    assert ended.last.startswith("error: out of memory (it asked for 4194304.00 GiB): set train.micro_batch=4 (now 8")
+    assert ended.code == 5
+
+
+@pytest.mark.slow
+def test_bad_shards_are_one_line_on_two_ranks(data: str, tmp_path: Path) -> None:
+    broken = shutil.copytree(data, tmp_path / "data")
+    for shard in range(6):
+        spoil(str(broken), shard)
+    ended = runs.run(runs.config(processes=2), str(broken), tmp_path / "out")
+    assert re.match(rf"error: {broken}/images/0000\d\.tar: truncated ", ended.last), ended.err
+    assert ended.code == 3
+    assert "Traceback" not in ended.err + ended.out
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs the right to mount a small file system")
+def test_a_full_disk_leaves_the_last_good_checkpoint(data: str, tmp_path: Path) -> None:
+    """On a file system that has room for a few checkpoints."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1600k", "tmpfs", str(disk)], check=True)
+    try:
+        settings = runs.config(processes=2, steps=24, checkpoint_every=1, keep_checkpoints=50)
+        ended = runs.run(settings, data, disk / "out")
+        assert "No space left on device" in ended.last
+        assert "the disk is full" in ended.last or "free some space" in ended.last
+        assert ended.code == 5
+        whole = sorted(disk.glob("out/checkpoints/step-*/state.json"))
+        assert whole
+        for path in sorted((disk / "out" / "checkpoints").iterdir())[:2]:
+            shutil.rmtree(path)
+        # Room was made: the same command goes on from the last one that is whole.
+        subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True)
+        again = runs.run(settings, data, disk / "out")
+        assert again.code == 0, again.err[-2000:]
+        assert json.loads((disk / "out" / "training.json").read_text())["steps"] == 24
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)

@@ -154,10 +154,14 @@ def start(settings: Config, data: str, out: Path, *, fault: dict[str, Any] | Non
     )
 
 
-def run(settings: Config, data: str, out: Path, *, fault: dict[str, Any] | None = None, timeout: float = 400) -> Ended:
+def run(settings: Config, data: str, out: Path, *, fault: dict[str, Any] | None = None, timeout: float = 1500) -> Ended:
     """The same, to its end."""
     process = start(settings, data, out, fault=fault)
-    said, complained = process.communicate(timeout=timeout)
+    try:
+        said, complained = process.communicate(timeout=timeout)
+    finally:
+        if process.poll() is None:  # its agent ends with it, and its ranks with that
+            process.kill()
     return Ended(process.returncode, said, complained)
 
 

@@ -12,7 +12,8 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -32,6 +33,16 @@ def _signal_self(batch: Any) -> None:
 
 def _signal_launcher(batch: Any) -> None:
     os.kill(int(os.environ["TEST_LAUNCHER"]), signal.Signals[FAULT["signal"]])
+
+
+def _kill_all(batch: Any) -> None:
+    """The launching process and all below it: as when the machine is switched off."""
+    import psutil
+
+    launcher = psutil.Process(int(os.environ["TEST_LAUNCHER"]))
+    family = [launcher, *launcher.children(recursive=True)]
+    for process in sorted(family, key=lambda item: item.pid == os.getpid()):
+        process.kill()
 
 
 def _gpu_memory(batch: Any) -> None:
@@ -56,10 +67,21 @@ def _stand_still(batch: Any) -> None:
     time.sleep(3600)
 
 
+def _is_due() -> bool:
+    """Whether the fault is this rank's, and still to happen."""
+    marker = Path(FAULT.get("marker", "/nowhere"))
+    if marker.exists() or os.environ.get("RANK", "0") != str(FAULT["rank"]):
+        return False
+    if "marker" in FAULT:
+        marker.write_text("")
+    return True
+
+
 ACTS: dict[str, Callable[[Any], None]] = {
     "kill": _kill,
     "sigterm": _signal_self,
     "signal launcher": _signal_launcher,
+    "kill all": _kill_all,
     "gpu memory": _gpu_memory,
     "host memory": _host_memory,
     "defect": _defect,
@@ -74,10 +96,7 @@ def _patch(module: ModuleType) -> None:
     def backward(self: Any, batch: Any) -> Any:
         nonlocal steps, done
         steps += 1
-        marker = Path(FAULT.get("marker", "/nowhere"))
-        if steps == FAULT["step"] and not marker.exists() and os.environ.get("RANK", "0") == str(FAULT["rank"]):
-            if "marker" in FAULT:
-                marker.write_text("")
+        if steps == FAULT["step"] and _is_due():
             done = True
             ACTS[FAULT["do"]](batch)
         elif done and "signal" in FAULT["do"]:
@@ -98,7 +117,25 @@ def _poison(module: ModuleType) -> None:
     module.CLOCTask.losses = losses
 
 
-PATCHES = {"cloc.training.task": _poison} if FAULT and FAULT["do"] == "poison" else {"cloc.training.step": _patch}
+def _kill_in_save(module: ModuleType) -> None:
+    """Kills the rank when it has written a file of the checkpoint of that step, and before the file is in its place."""
+    plain = module.Shelf.receiving
+
+    @contextmanager
+    def receiving(self: Any, step: int, name: str) -> Iterator[Path]:
+        with plain(self, step, name) as path:
+            yield path
+            if step == FAULT["step"] and _is_due():
+                _kill(None)
+
+    module.Shelf.receiving = receiving
+
+
+KIND = FAULT["do"] if FAULT else ""
+PATCHES: dict[str, Callable[[ModuleType], None]] = {
+    "poison": {"cloc.training.task": _poison},
+    "kill in save": {"cloc.training.checkpoint.shelf": _kill_in_save},
+}.get(KIND, {"cloc.training.step": _patch})
 
 
 class _Loader(importlib.abc.Loader):

@@ -12,7 +12,7 @@ import pytest
 
 from cloc.config import parse
 from cloc.config.schema import TrainConfig
-from cloc.errors import DataError, TrainingError
+from cloc.errors import ConfigError, DataError, TrainingError
 from cloc.training.launch import logs, run_app, training_app, wait
 from cloc.training.preemption import PREEMPTED, Stopped
 from tests.fake_cluster import Cluster, FakePod, fake_cluster
@@ -120,6 +120,14 @@ def test_a_refused_job_is_one_line(cluster: Cluster, tmp_path: Path) -> None:
     cluster.refusal = 403
     with pytest.raises(TrainingError, match=r"kubernetes did not take the job \(403 Forbidden\)"):
         launch(cluster, tmp_path)
+
+
+def test_no_cluster_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "none"))
+    config = settings()
+    with pytest.raises(ConfigError, match=r"but there is no cluster \(Invalid kube-config file"):
+        run_app(training_app("s3://b/r", config, environment={}), config, log_dir=tmp_path)
 
 
 def test_an_api_that_is_away_for_a_while_is_waited_for(

@@ -2,9 +2,10 @@
 
 import json
 import os
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -102,7 +103,8 @@ def request(config: Config, *, inputs: Inputs, outputs: Outputs) -> str:
     except DataError as error:
         images, digest = inputs.data, ""
         note = f"# DATA stands for a hash of the data, which cannot be read from here: {error}\n"
-    job = _job(config, inputs, images=images, digest=digest)
+    with redirect_stdout(sys.stderr):  # what is said of the steps is no part of the request
+        job = _job(config, inputs, images=images, digest=digest)
     name = run_name(job) if digest else f"{job.objective}-DATA"
     home = f"{_absolute(config.train.storage, config.train)}/{name}" if config.train.storage else outputs.model
     return request_text(training_app(home, config.train, environment=environment, run=name), config.train) + note

@@ -59,7 +59,10 @@ class Follower:
                     self._screen.show(line, is_error=is_error)
 
     def _lines(self, replica: int, kind: Stream | None) -> Iterator[str]:
-        return whole_lines(self._runner.log_lines(self._handle, ROLE, replica, should_tail=True, streams=kind))
+        try:
+            yield from whole_lines(self._runner.log_lines(self._handle, ROLE, replica, should_tail=True, streams=kind))
+        except RuntimeError:  # TorchX's: the job ended before there was a file
+            yield f"replica {replica} has left no log of its {kind.name.lower() if kind else 'output'}"
 
     def _pods_lines(self, replica: int, kind: Stream | None) -> Iterator[str]:
         """Lines of a pod, and of those that take its place; a connection that ends is made again."""

@@ -120,7 +120,7 @@ class _Attempt:
             self.scheduler = PatientLocalScheduler(session_name, grace=self.grace, hurry=lambda: self.orders.hurry)
             self.orders.listen()  # TorchX's constructor took the signals
         elif self.config.scheduler == "kubernetes":
-            self.scheduler = kubernetes_scheduler(session_name, client=self.api)
+            self.scheduler = kubernetes_scheduler(session_name, client=self.api or volcano.cluster())
         else:
             self.scheduler = slurm_scheduler(session_name)
         return self.scheduler
@@ -173,7 +173,7 @@ class _Attempt:
     def _pods(self, handle: str) -> volcano.Pods:
         assert isinstance(self.scheduler, KubernetesScheduler)
         namespace, name = handle.rpartition("/")[2].split(":")
-        core = client.CoreV1Api(self.scheduler._api_client())
+        core = client.CoreV1Api(self.scheduler._client)
         try:
             return volcano.pods_of(core, namespace=namespace, job=name)
         except UNREACHABLE as error:

@@ -280,7 +280,7 @@ def test_a_planted_fault_is_found_and_no_other(
     assert by(findings, Outcome.FAILED) == {name}, [finding.check.line for finding in findings.values()]
     assert message in findings[name].check.detail
     error = failure(findings.values())
-    assert type(error) is kind
+    assert isinstance(error, kind)
     assert str(error).startswith(f"doctor: 1 check failed: {name}: ")
 
 

@@ -182,11 +182,7 @@ def failure(findings: Collection[Finding], *, who: str = "doctor") -> ClocError 
     if not failed:
         return None
     first, error = failed[0]
-    kind = type(error) if type(error).__init__ is ClocError.__init__ else type("ClocError", (ClocError,), {})
     names = ", ".join(each.name for each, _ in failed)
     if len(failed) == 1:
-        found = kind(f"{who}: 1 check failed: {first.name}: {first.detail}")
-    else:
-        found = kind(f"{who}: {len(failed)} checks failed: {names}; the first one: {first.detail}")
-    found.exit_code = error.exit_code if error else found.exit_code
-    return found
+        return type(error)(f"{who}: 1 check failed: {first.name}: {first.detail}")
+    return type(error)(f"{who}: {len(failed)} checks failed: {names}; the first one: {first.detail}")

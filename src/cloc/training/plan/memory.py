@@ -159,17 +159,45 @@ def _batch(sizes: Sizes, setting: Setting, figures: Figures) -> float:
 
 
 def activations(sizes: Sizes, setting: Setting, figures: Figures) -> float:
-    """What backward needs of an image with its texts and regions, bytes."""
+    """What backward needs of an image with its texts and regions, bytes, and its largest temporaries."""
+    found = held(sizes, setting, figures)
+    return found.kept + found.again + temporary(sizes, setting)
+
+
+@dataclass(frozen=True)
+class Held:
+    """Bytes that backward needs of an image.
+
+    Attributes:
+        kept: from forward on.
+        again: made again by the layer that checkpointing computes twice; one at a time.
+    """
+
+    kept: float
+    again: float = 0.0
+
+    def __add__(self, other: "Held") -> "Held":
+        return Held(self.kept + other.kept, max(self.again, other.again))
+
+
+def held(sizes: Sizes, setting: Setting, figures: Figures) -> Held:
+    """What autograd keeps of an image with its texts and regions."""
     padded = sizes.text.tokens if sizes.family == "siglip" else 0
     tokens = padded or min(figures("caption_tokens"), sizes.text.tokens)
-    kept = _image(sizes, setting) + _tower(sizes.text, tokens, sizes, setting)
+    found = _image(sizes, setting) + _tower(sizes.text, tokens, 1, sizes, setting)
     if setting.objective == "cloc":
-        regions = setting.config.loss.max_regions
         length = padded or min(figures("region_tokens"), sizes.text.tokens)
-        kept += regions * _tower(sizes.text, length, sizes, setting)
-        kept += _regions(sizes, setting)
-    # Backward's largest temporaries: the gradients of an MLP's hidden layer before and behind its non-linearity.
-    return kept + 2 * sizes.vision.tokens * sizes.vision.mlp * _width(setting)
+        found += _tower(sizes.text, length, setting.config.loss.max_regions, sizes, setting)
+        found += _regions(sizes, setting)
+    return found
+
+
+def temporary(sizes: Sizes, setting: Setting) -> float:
+    """Of an image, bytes: gradients of the largest hidden layer before and behind its non-linearity."""
+    hidden = sizes.vision.tokens * sizes.vision.mlp
+    if setting.objective == "cloc" and _image_layers(setting):
+        hidden = max(hidden, setting.config.loss.max_regions * sizes.vision.tokens * 4 * sizes.vision.width)
+    return 2.0 * hidden * _width(setting)
 
 
 def _width(setting: Setting) -> int:
@@ -177,7 +205,7 @@ def _width(setting: Setting) -> int:
     return 2 if setting.bfloat16 else _FLOAT
 
 
-def _image(sizes: Sizes, setting: Setting) -> float:
+def _image(sizes: Sizes, setting: Setting) -> Held:
     """The image encoder: the patch layer's pixels, CLIP's first normalisation, the layers."""
     tower, width = sizes.vision, _width(setting)
     pixels = 3 * sizes.image_size**2 * width
@@ -185,20 +213,19 @@ def _image(sizes: Sizes, setting: Setting) -> float:
     if sizes.family == "siglip":  # attention pooling: the last normalisation's input, then keys and values of all
         ends += tower.tokens * tower.width * (2 * width + width)
     frozen = setting.config.train.lock == "image"
-    return ends if frozen else pixels + ends + _tower(tower, tower.tokens, sizes, setting)
+    return Held(ends) if frozen else Held(pixels + ends) + _tower(tower, tower.tokens, 1, sizes, setting)
 
 
-def _tower(tower: Tower, tokens: float, sizes: Sizes, setting: Setting) -> float:
-    """A tower's layers for one sequence."""
+def _tower(tower: Tower, tokens: float, sequences: int, sizes: Sizes, setting: Setting) -> Held:
+    """A tower's layers for sequences of so many tokens."""
     locked = {"image": sizes.vision, "text": sizes.text}.get(setting.config.train.lock)
     if tower is locked:
-        return 0.0
-    layer = tokens * _layer(tower, sizes, setting) + _attention(tower, tokens, setting)
-    ends = tokens * tower.width * _FLOAT
+        return Held(0.0)
+    layer = sequences * (tokens * _layer(tower, sizes, setting) + _attention(tower, tokens, setting))
+    stream = sequences * tokens * tower.width * _FLOAT
     if setting.config.train.gradient_checkpointing:
-        # Their inputs, and while backward is in a layer what that one keeps.
-        return ends + tower.layers * tokens * tower.width * _FLOAT + layer
-    return ends + tower.layers * layer
+        return Held(stream * (1 + tower.layers), again=layer)
+    return Held(stream + tower.layers * layer)
 
 
 def _layer(tower: Tower, sizes: Sizes, setting: Setting) -> float:
@@ -218,21 +245,26 @@ def _attention(tower: Tower, tokens: float, setting: Setting) -> float:
     return tower.heads * tokens * _FLOAT
 
 
-def _regions(sizes: Sizes, setting: Setting) -> float:
+def _image_layers(setting: Setting) -> int:
+    """Layers of the Prompter that give image tokens of each prompt's own."""
+    prompter = setting.config.model.prompter
+    return 0 if prompter.kind == "roi_align" else prompter.layers - (prompter.pool == "prompt")
+
+
+def _regions(sizes: Sizes, setting: Setting) -> Held:
     """Region parts: keys and values of the image once, then each prompt; with image outputs a whole layer a prompt."""
     prompter, width = setting.config.model.prompter, _width(setting)
     tokens, dim = sizes.vision.tokens, sizes.vision.width
     prompts = setting.config.loss.max_regions * setting.kinds
     if prompter.kind == "roi_align":
-        return prompts * dim * (7 * 7 * width + 3 * _FLOAT)
+        return Held(prompts * dim * (7 * 7 * width + 3 * _FLOAT))
     shared = tokens * dim * (_FLOAT + 3 * width)
     if prompter.spatial_bias == "box":
         # Tokens with their positions, and by token the projection to the embedding space with its normalisation.
         shared += tokens * (dim * _FLOAT + sizes.embed_dim * (width + 2 * _FLOAT))
     own = prompts * 2 * (dim * (2 * _FLOAT + 8 * width) + 4 * dim * 2 * width)
     own += prompts * prompter.heads * 2 * tokens * (_FLOAT + width)
-    layers = prompter.layers - (prompter.pool == "prompt")
-    if layers:
+    if layers := _image_layers(setting):
         # Of every image token: queries, attended, normed; the stream; the MLP's hidden layer twice. Several heads are
         # folded into rows by a copy.
         copied = width if prompter.heads > 1 else 0
@@ -241,5 +273,8 @@ def _regions(sizes: Sizes, setting: Setting) -> float:
         own += layers * prompts * tokens * (each + weights)
         shared += tokens * dim * width
     # A layer above the first reads image tokens that differ between prompts: stream, normed, keys, values.
-    own += (prompter.layers - 1) * prompts * tokens * dim * (_FLOAT + 3 * width)
-    return shared + own
+    between = (prompter.layers - 1) * prompts * tokens * dim
+    own += between * (_FLOAT + 3 * width)
+    if setting.config.train.gradient_checkpointing:
+        return Held(shared + between * _FLOAT, again=own / prompter.layers / setting.kinds)
+    return Held(shared + own)

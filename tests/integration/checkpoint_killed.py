@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from cloc.training.checkpoint import Checkpoints, TrainingState
-from cloc.training.distributed import Rank
+from cloc.training.distributed import Rank, leave
 
 KILLS = 4
 ONE = Rank(0, 1, torch.device("cpu"))
@@ -57,6 +57,7 @@ def main() -> None:
         assert all(bool((tensor == state.step).all()) for tensor in found.values()), "a mixture of two"
         last = state.step
         print(last, flush=True)
+    leave(0)
 
 
 if __name__ == "__main__":

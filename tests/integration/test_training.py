@@ -2,8 +2,10 @@
 
 import itertools
 import json
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,16 +17,13 @@ from cloc.errors import ConfigError, DataError, TrainingError
 from cloc.model import factory
 from cloc.stage import StageResult
 from cloc.training import stage
+from cloc.training.job import TrainingJob
 from cloc.training.schedule import learning_rate
 from tests.conftest import write_dataset
+from tests.integration import training_runs as runs
 
 TINY = {
-    "model": {
-        "embed_dim": 16,
-        "vision": {"image_size": 32, "patch_size": 8, "width": 16, "layers": 1, "heads": 2},
-        "text": {"width": 16, "layers": 1, "heads": 2, "context_length": 16, "vocab_size": 540},
-        "prompter": {"pool": "prompt", "spatial_bias": "box"},
-    },
+    "model": runs.TINY["model"],
     "train": {
         "steps": 6,
         "batch_size": 8,
@@ -53,14 +52,6 @@ def train(settings: Config, data: str, out: Path, **inputs) -> StageResult:
     return stage.run(settings, inputs=given, outputs=stage.Outputs(model=str(out)))
 
 
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / "model.safetensors")
-
-
-def curve(folder: Path, key: str = "loss/total") -> list[float]:
-    return [json.loads(line)[key] for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
 @pytest.fixture(scope="module")
 def trained(data: str, tmp_path_factory) -> tuple[Path, StageResult]:
     out = tmp_path_factory.mktemp("trained")
@@ -71,8 +62,8 @@ def test_two_ranks_train_through_torchx_and_leave_a_model(trained: tuple[Path, S
     out, result = trained
     assert result.counts["steps"] == 6
     assert result.counts["samples"] == 48
-    assert len(curve(out)) == 6
-    assert all(value > 0 for value in curve(out, "loss/region"))
+    assert len(runs.curve(out)) == 6
+    assert all(value > 0 for value in runs.curve(out, "loss/region"))
     summary = json.loads((out / "training.json").read_text())
     assert summary["processes"] == 2
     assert summary["cpu_seconds"] > 0
@@ -87,11 +78,8 @@ def test_a_run_that_goes_on_from_a_checkpoint_ends_bitwise_equal(data: str, trai
     (out / "checkpoints" / "step-00000004").rename(tmp_path / "checkpoints" / "step-00000004")
     (tmp_path / "metrics.jsonl").write_text((out / "metrics.jsonl").read_text())
     train(config(workers=1), data, tmp_path)  # decoded by a process, which changes nothing
-    uninterrupted, resumed = weights(out), weights(tmp_path)
-    assert uninterrupted.keys() == resumed.keys()
-    for name, value in uninterrupted.items():
-        assert torch.equal(value, resumed[name]), name
-    assert curve(tmp_path) == curve(out)
+    runs.assert_same_weights(out, tmp_path)
+    assert runs.curve(tmp_path) == runs.curve(out)
 
 
 def test_one_rank_two_and_four_give_the_same_losses_and_gradients(tmp_path: Path) -> None:
@@ -123,8 +111,9 @@ def test_one_rank_two_and_four_give_the_same_losses_and_gradients(tmp_path: Path
 def test_clip_spends_the_compute_of_cloc(data: str, trained, tmp_path: Path) -> None:
     out, _ = trained
     clip = tmp_path / "clip"
-    train(config(steps=2), data, clip, objective="clip")
-    assert all(value == 0 for value in curve(clip, "loss/region"))
+    given = replace(TrainingJob.load(str(out)), objective="clip", steps=2, output=str(clip))
+    runs.train_here(replace(given, tokenizer=f"{out}/tokenizer"))
+    assert all(value == 0 for value in runs.curve(clip, "loss/region"))
     summary = json.loads((clip / "training.json").read_text())
     target = json.loads((out / "training.json").read_text())
     (clip / "training.json").write_text(json.dumps({**summary, "cpu_seconds": target["cpu_seconds"]}))
@@ -134,27 +123,21 @@ def test_clip_spends_the_compute_of_cloc(data: str, trained, tmp_path: Path) -> 
         stage._steps(config().train, stage.Inputs(data, data, data, "clip", str(out), str(out)))
 
 
-def test_another_setting_does_not_go_on_from_an_old_checkpoint(data: str, trained, tmp_path: Path) -> None:
-    out, _ = trained
-    (tmp_path / "checkpoints").symlink_to(out / "checkpoints")
-    with pytest.raises(TrainingError, match="belongs to a run with other settings"):
-        train(config(learning_rate=2e-3), data, tmp_path)
-
-
-def test_other_labels_do_not_go_on_from_an_old_checkpoint(trained, tmp_path: Path) -> None:
+def test_other_labels_do_not_go_on_from_an_old_checkpoint(data: str, trained, tmp_path: Path) -> None:
     out, _ = trained
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "checkpoints").symlink_to(out / "checkpoints")
-    other = write_dataset(tmp_path / "data", 24, shard_size=4, regions=False)
+    other = shutil.copytree(data, tmp_path / "data")
+    (other / "regions" / "00000.parquet").unlink()
     with pytest.raises(TrainingError, match="belongs to a run with other settings or data: data was"):
-        train(config(), other, tmp_path / "model")
+        train(config(), str(other), tmp_path / "model")
 
 
 def test_failures_are_one_line(data: str, tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match="24 images are fewer than a batch of 64") as caught:
+    with pytest.raises(DataError, match="24 images are fewer than a batch of 64") as caught:
         train(config(batch_size=64), data, tmp_path / "a")
     assert "\n" not in str(caught.value)
-    with pytest.raises(TrainingError, match="batch_size 9 is not divisible by 2 processes"):
+    with pytest.raises(ConfigError, match="batch_size 9 is not divisible by 2 processes"):
         train(config(batch_size=9), data, tmp_path / "b")
     with pytest.raises(DataError, match="neither a data set nor a collection"):
         train(config(), str(tmp_path), tmp_path / "c")

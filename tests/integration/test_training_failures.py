@@ -278,7 +278,8 @@ def test_a_killed_rank_is_named(data: str, tmp_path: Path) -> None:
     ended = runs.run(runs.config(processes=2), data, tmp_path / "out", fault={"rank": 1, "step": 4, "do": "kill"})
     assert re.fullmatch(
         r"error: rank 1 on \S+ was killed by SIGKILL \(out of memory\?\): run the same command again, it goes on from "
-        r"its last checkpoint",
+        r"its last checkpoint; where memory was short, lower train\.micro_batch, train\.workers or "
+        r"train\.shuffle_buffer first",
         ended.last,
     ), ended.err
     assert ended.code == 5

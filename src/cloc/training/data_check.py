@@ -2,6 +2,7 @@
 
 from cloc.config import Config
 from cloc.data.dataset import Dataset
+from cloc.data.loader import check_division
 from cloc.errors import DataError
 from cloc.training.task import Objective
 
@@ -10,10 +11,13 @@ def check_data(dataset: Dataset, config: Config, *, objective: Objective) -> Non
     """Looks at the manifest and into the first tables.
 
     Raises:
+        ConfigError: the processes do not share the batch in equal parts.
         DataError: there are no shards, fewer images than a batch, no captions, or no regions though the objective
             needs them.
     """
-    images, batch_size = dataset.manifest.images, config.train.batch_size
+    train = config.train
+    check_division(batch_size=train.batch_size, streams=train.streams, processes=train.processes * train.nodes)
+    images, batch_size = dataset.manifest.images, train.batch_size
     if not images:
         raise DataError(f"{dataset.images.url}: the data set has no shards; ingest images into it")
     if images < batch_size:

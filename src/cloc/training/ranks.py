@@ -103,12 +103,26 @@ def _ranks(items: Sequence[Ended]) -> str:
     return f"rank{'s' if len(items) > 1 else ''} {numbers}{', ...' if len(items) > 8 else ''}"
 
 
+# What a signal usually means, and what to do then.
+_SIGNALS: dict[int, tuple[str, str]] = {
+    signal.SIGKILL: (
+        " (out of memory?)",
+        "; where memory was short, lower train.micro_batch, train.workers or train.shuffle_buffer first",
+    ),
+    signal.SIGBUS: (" (/dev/shm full?)", "; make /dev/shm larger, or lower train.workers, first"),
+    signal.SIGABRT: (" (NCCL waited in vain?)", "; its own last lines say what it waited for"),
+}
+
+
 def _lost(lost: Sequence[Ended], host: str) -> str:
     number = -lost[0].code
     name = signal.Signals(number).name if number in {item.value for item in signal.Signals} else f"signal {number}"
-    guess = " (out of memory?)" if number == signal.SIGKILL else ""
+    guess, remedy = _SIGNALS.get(number, ("", ""))
     were = "were" if len(lost) > 1 else "was"
-    return f"{_ranks(lost)} on {host} {were} killed by {name}{guess}: run the same command again, it goes on from its last checkpoint"  # noqa: E501 (one line for people)
+    return (
+        f"{_ranks(lost)} on {host} {were} killed by {name}{guess}: run the same command again, it goes on from its "
+        f"last checkpoint{remedy}"
+    )
 
 
 class Printer:

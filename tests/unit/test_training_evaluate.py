@@ -23,9 +23,13 @@ from cloc.errors import ConfigError, DataError
 from cloc.model import factory
 from cloc.model.processing import CLOCProcessor, train_tokenizer
 from cloc.training import evaluate
+from cloc.training.checkpoint import Checkpoints, TrainingState
 from cloc.training.distributed import Rank
 from cloc.training.evaluate import SmallEvaluation, grounding_accuracy, joined_truth, make_evaluation, recall
+from cloc.training.job import METRICS_FILE
+from cloc.training.preemption import Preemption
 from cloc.training.task import CLOCTask
+from cloc.training.trainer import Trainer
 from tests.conftest import write_dataset
 from tests.integration import evaluate_ranks
 from tests.integration.evaluate_ranks import config, job, loaded
@@ -134,7 +138,7 @@ def saved(held_out: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     task = CLOCTask(model, settings.loss, objective="cloc", normalize=processor.normalize)
     optimizer = torch.optim.AdamW([each for each in task.parameters() if each.requires_grad], lr=5e-3)
     batches = SmallEvaluation(job(settings, held_out), settings, processor, ALONE)._kept
-    for _ in range(25):
+    for _ in range(20):
         for batch in batches:
             optimizer.zero_grad()
             task(batch).total.backward()
@@ -264,7 +268,7 @@ def test_two_ranks_find_what_one_finds_by_every_strategy(
         [*command, evaluate_ranks.__file__, held_out, str(saved), str(out)],
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=600,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]
@@ -351,3 +355,52 @@ def test_a_set_that_cannot_be_used_is_told(tiny: tuple[CLOCProcessor, CLOCTask],
     write_table(dataset.captions, "captions", "00000", [*rows, {**rows[0], "key": "000099"}])
     with pytest.raises(DataError, match="captions of images that are in no shard; make the captions tables again"):
         SmallEvaluation(job(config(), data), config(), tiny[0], ALONE)
+
+
+# --- in a training
+
+
+def trained(settings: Config, data: str, held_out: str, saved: Path, out: Path) -> Trainer:
+    """A whole training in this process."""
+    given = {"images": data, "captions": data, "regions": data, "tokenizer": str(saved), "output": str(out)}
+    whole = replace(job(settings, held_out), steps=6, data_digest="0", **given)
+    whole.save()
+    trainer = Trainer(whole, ALONE, preemption=Preemption())
+    trainer.run()
+    return trainer
+
+
+def rows(out: Path) -> dict[int, dict[str, float]]:
+    return {row["step"]: row for row in map(json.loads, (out / METRICS_FILE).read_text().splitlines())}
+
+
+def test_a_training_evaluates_before_it_saves_and_learns_the_same_without(
+    held_out: str, saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Six steps with a moving average, whose weights are judged."""
+    data = write_dataset(tmp_path / "train", 24, shard_size=8, seed=1)
+    scores = dict[int, float | None]()
+    save = Checkpoints.save
+
+    def spied(own: Checkpoints, tensors: Any, state: TrainingState, *, score: float | None = None) -> None:
+        scores[state.step] = score
+        save(own, tensors, state, score=score)
+
+    monkeypatch.setattr(Checkpoints, "save", spied)
+    given = {"steps": 6, "warmup_steps": 1, "learning_rate": 3e-3, "ema": 0.9, "log_every": 5, "checkpoint_every": 2}
+    best = {"evaluate_every": 4, "keep_best": 1, "best_metric": "eval/loss"}
+    evaluated = trained(config(**given, **best), data, held_out, saved, tmp_path / "evaluated")
+    found = rows(tmp_path / "evaluated")
+    assert set(found) == {1, 4, 5, 6}
+    assert [step for step, row in found.items() if set(ALL) <= set(row)] == [4, 6]
+    assert all("loss/total" in row for row in found.values())
+    assert scores == {2: None, 4: -found[4]["eval/loss"]}
+    # The model that is saved is the one that was judged last: the average.
+    processor, task = loaded(config(), tmp_path / "evaluated")
+    again = SmallEvaluation(job(config(), held_out), config(), processor, ALONE).run(task)
+    assert again == pytest.approx({name: found[6][name] for name in ALL}, rel=1e-5)
+
+    bare = trained(config(**given, evaluate_every=0), data, "", saved, tmp_path / "bare")
+    assert not any("eval/loss" in row for row in rows(tmp_path / "bare").values())
+    for (name, one), other in zip(evaluated.task.state_dict().items(), bare.task.state_dict().values(), strict=True):
+        assert torch.equal(one, other), name

@@ -7,5 +7,5 @@ from cloc.training.agent import Part, run
 if __name__ == "__main__":
     what, port, node = sys.argv[1:]
     sys.exit(
-        run(Part(what, nodes=2, node=int(node), processes=2, port=int(port), timeout=60, module="tests.fake_rank"))
+        run(Part(what, nodes=2, node=int(node), processes=2, port=int(port), timeout=240, module="tests.fake_rank"))
     )

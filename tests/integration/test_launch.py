@@ -130,8 +130,11 @@ def test_two_machines_find_each_other_and_a_taken_port_is_one_line() -> None:
     what = json.dumps({str(rank): [["say", f"I am {rank}"]] for rank in range(4)})
     command = [sys.executable, str(ROOT / "tests" / "fake_agent.py"), what, str(port)]
     second = subprocess.Popen([*command, "1"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT)
-    first = subprocess.run([*command, "0"], capture_output=True, text=True, timeout=120, check=False, cwd=ROOT)
-    said = first.stdout + str(second.communicate(timeout=120)[0])
+    try:
+        first = subprocess.run([*command, "0"], capture_output=True, text=True, timeout=300, check=False, cwd=ROOT)
+        said = first.stdout + str(second.communicate(timeout=120)[0])
+    finally:
+        second.kill()
     assert (first.returncode, second.returncode) == (0, 0), first.stderr + said
     assert sorted(said.split("\n")) == ["", *(f"[rank {rank}] I am {rank}" for rank in range(4))]
     with socket.socket() as holder:

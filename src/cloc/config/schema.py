@@ -793,3 +793,12 @@ class Config(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     adapter: AdapterConfig = AdapterConfig()
     tracking: TrackingConfig = TrackingConfig()
+
+    @model_validator(mode="after")
+    def _check(self) -> "Config":
+        if self.train.lock != "none" and not self.model.init_from:
+            raise ValueError(
+                f"train.lock {self.train.lock} keeps a tower as it is, which without model.init_from is random: name a "
+                "checkpoint there, or set train.lock to none"
+            )
+        return self

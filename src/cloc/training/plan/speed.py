@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from cloc.config import Config
+from cloc.config.schema import LossConfig, ModelConfig, TrainConfig
 from cloc.model import factory
 from cloc.training.flops import Costs, Load, StepFlops
 from cloc.training.plan.figures import Figures
@@ -159,17 +160,18 @@ def counted(load: Load, config: Config, *, objective: Objective) -> StepFlops:
 
 
 def _with_layers(load: Load, config: Config, vision: int, text: int, *, objective: Objective) -> StepFlops:
-    known = Config(model=config.model, loss=config.loss, train=config.train)
-    return _costs(known.model_dump_json(), vision, text, objective).step(load)
+    sections = (config.model, config.loss, config.train)
+    return _costs(*(section.model_dump_json() for section in sections), vision, text, objective).step(load)
 
 
 @lru_cache(maxsize=64)
-def _costs(settings: str, vision: int, text: int, objective: Objective) -> Costs:
-    """By the settings as text, since these do not hash."""
-    config = Config.model_validate_json(settings)
-    shape = factory.architecture(config.model)
+def _costs(model: str, loss: str, train: str, vision: int, text: int, objective: Objective) -> Costs:
+    """By sections of the settings as text, since these do not hash. Each by itself: rules over several of them do not
+    hold where a checkpoint's sizes stand for it."""
+    shape = factory.architecture(ModelConfig.model_validate_json(model))
     shape.vision_config.num_hidden_layers, shape.text_config.num_hidden_layers = vision, text
-    return Costs(shape, objective=objective, loss=config.loss, train=config.train)
+    known = LossConfig.model_validate_json(loss), TrainConfig.model_validate_json(train)
+    return Costs(shape, objective=objective, loss=known[0], train=known[1])
 
 
 def _load(setting: Setting, figures: Figures, *, image_size: int) -> Load:

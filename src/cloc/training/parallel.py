@@ -16,6 +16,9 @@ from cloc.model.factory import AnyCLOCModel
 from cloc.training.distributed import Rank
 from cloc.training.task import CLOCTask
 
+# Versions of a compiled layer at most; one more is an error. PyTorch's own 8 are fewer than there are uses.
+_COMPILED = 64
+
 
 def parallel(task: CLOCTask, train: TrainConfig, rank: Rank) -> nn.Module:
     """The module to call instead of the task; make the optimisers after this.
@@ -33,6 +36,8 @@ def parallel(task: CLOCTask, train: TrainConfig, rank: Rank) -> nn.Module:
     if train.compile:
         # After sharding, which changes the layers' class; and `forward` alone, so that what gathers weights stays
         # outside of the graphs.
+        # One code for both towers, at every size, with and without gradient, in training and evaluation.
+        torch.compiler.config.recompile_limit = _COMPILED
         for layer in _layers(task.model):
             layer.forward = torch.compile(layer.forward, fullgraph=True)
     return module

@@ -1,6 +1,7 @@
 """What a step costs: against textbook formulas, and against a real step under torch's counter."""
 
 import dataclasses
+from typing import Literal
 
 import pytest
 import torch
@@ -11,7 +12,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from cloc.config import Config, load_preset, parse
 from cloc.data.batches import Batch
 from cloc.model import factory, losses
+from cloc.training.distributed import Rank
 from cloc.training.flops import Costs, Load, contrastive_work, data_sheet, peak_flops, step_flops
+from cloc.training.parallel import parallel
 from cloc.training.task import CLOCTask
 
 TINY = {
@@ -72,8 +75,6 @@ VARIANTS = {
     "siglip": config(family="siglip"),
     "extension": config(prompter={"pool": "prompt", "spatial_bias": "box"}, loss={"point_share": 0.5}),
     "roi_align": config(prompter={"kind": "roi_align"}, loss={"grounding": "none"}),
-    "locked image": config(train={"lock": "image"}),
-    "locked text": config(train={"lock": "text"}),
 }
 
 
@@ -85,6 +86,16 @@ def test_a_step_costs_what_a_real_one_does(name: str) -> None:
     assert counted.total == pytest.approx(really(settings, batch(settings, length=length)), rel=1e-9)
     assert counted.recomputed == 0
     assert min(counted.image, counted.text, counted.regions, counted.losses) > 0
+
+
+@pytest.mark.parametrize("lock", ["image", "text"])
+def test_a_locked_tower_has_no_backward(lock: Literal["image", "text"]) -> None:
+    plain = config()
+    # As a file of settings it would have to name the checkpoint that the tower comes from.
+    settings = plain.model_copy(update={"train": plain.train.model_copy(update={"lock": lock})})
+    costs = Costs(factory.architecture(plain.model), objective="cloc", loss=plain.loss, train=settings.train)
+    load = Load(images=4, image_size=32, texts=9, tokens=63, squares=441, regions=16)
+    assert costs.step(load).total == pytest.approx(really(settings, batch(settings)), rel=1e-9)
 
 
 def test_plain_clip_costs_what_a_real_step_does_at_another_size() -> None:
@@ -128,6 +139,18 @@ def test_checkpointing_and_micro_batches_are_hardware_flops_only() -> None:
     again = step_flops(config(train={"gradient_checkpointing": True}), batch_size=8)
     assert again.total == plain.total
     assert 0.15 * (plain.image + plain.text) < again.recomputed < 0.34 * (plain.image + plain.text)
+
+
+def test_gradient_checkpointing_does_what_is_counted() -> None:
+    settings = config(train={"gradient_checkpointing": True})
+    shape = factory.architecture(settings.model)
+    shape._attn_implementation = "eager"
+    task = CLOCTask(factory.from_architecture(shape), settings.loss, objective="cloc")
+    module = parallel(task, settings.train, Rank(0, 1, torch.device("cpu"))).train()
+    with FlopCounterMode(display=False, custom_mapping=IN_PLACE) as counter:
+        module(batch(settings)).total.backward()
+    counted = step_flops(settings, batch_size=4, text_length=7, region_texts=5)
+    assert counter.get_total_flops() == pytest.approx(counted.hardware, rel=1e-9)
 
 
 @pytest.mark.parametrize("rows", [8, 20])

@@ -11,7 +11,7 @@ and an add are two operations), attention counts whole, causal or not, and the o
 
 Model FLOPs are what the mathematics of a step takes once, forward and backward: they make MFU. Hardware FLOPs are those
 that are really done: micro-batches (GradCache) run a second forward of everything but the losses, gradient
-checkpointing runs the layers of both towers again, and a loss of more than one tile makes its logits again.
+checkpointing runs the layers of towers and Prompter again, and a loss of more than one tile makes its logits again.
 """
 
 import copy
@@ -161,7 +161,7 @@ class Costs:
         with _META:
             model = factory.from_architecture(shape).train()
         if self._train.gradient_checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
+            model.activation_checkpointing_enable({"use_reentrant": False})
         return model
 
     def _image(self, size: int) -> Work:
@@ -228,7 +228,7 @@ class Costs:
             backward = counter.get_total_flops() - forward
         again = 0
         if self._train.gradient_checkpointing:
-            model.gradient_checkpointing_disable()
+            model.activation_checkpointing_disable()
             with FlopCounterMode(display=False) as counter:
                 _backward(run())
             again = forward + backward - counter.get_total_flops()

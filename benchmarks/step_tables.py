@@ -13,7 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from training_steps import REGION_TOKENS, Case, OpenClip, OurTrainer, Steps, TransformersClip, prepare
+from training_steps import (
+    REGION_TOKENS,
+    Case,
+    OpenClip,
+    OurTrainer,
+    Steps,
+    TransformersClip,
+    write_data,
+    write_tokenizer,
+)
 
 from cloc.config import apply_overrides, parse
 from cloc.config.load import load_preset
@@ -88,15 +97,18 @@ class Bench:
         self.on_gpu = rank.device.type == "cuda"
 
     def case(self, model: str, images: int, settings: Sequence[str] = (), *, loader: bool = False) -> Case:
-        """What a step works on; the model's folder is made when it is first asked for."""
+        """What a step works on; its files are written when they are first asked for."""
         tree = load_preset("demo").model_dump(mode="json") if model == "demo" else {"model": SIZES[model]}
         # A run that goes on for ever, in this process.
         fixed = (f"train.batch_size={images * self.rank.world_size}", "train.steps=1000000", "train.stall_seconds=0")
         config = parse(apply_overrides(tree, [*fixed, *settings, *self.options.set]), source="benchmark")
-        folder = self.folder / model
-        if not (folder / "config.yaml").exists():
-            prepare(folder, config, images=self.options.files)
-        return Case(config, images, TOKENS, self.rank, folder, loader=loader)
+        folder, files = self.folder / model, 2 * images if loader else 1
+        data = folder / f"data-{files}"
+        if not folder.exists():
+            write_tokenizer(folder / "tokenizer", config)
+        if not data.exists():
+            write_data(data, config, images=files, different=self.options.files)
+        return Case(config, images, TOKENS, self.rank, folder, data, loader=loader)
 
     def ours(self, way: Way, model: str, images: int, settings: Sequence[str] = ()) -> Steps:
         """Steps of our trainer."""

@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from step_tables import IMAGES, Bench, Table, Way
+from step_tables import BARE, IMAGES, Bench, Table, Way
 
 from cloc.training.distributed import Rank, leave, process_group, total
 
@@ -159,10 +159,9 @@ def one_rank(options: argparse.Namespace) -> None:
 
 def gpu(bench: Bench) -> None:
     """Over the bare loops, at a given number of images and at the most that fit; then with the loader."""
-    libraries = ["transformers", *(["open_clip"] if importlib.util.find_spec("open_clip") else [])]
-    table = Table(bench, "gpu: the trainer over bare loops, bfloat16")
-    if len(libraries) == 1:
-        table.note("open_clip is not installed (pip install open_clip_torch): transformers' CLIP is the only baseline.")
+    table, libraries = Table(bench, "gpu: the trainer over bare loops, bfloat16"), bench.options.libraries
+    if "open_clip" not in libraries:
+        table.note("Not over open_clip: left out, or not installed (pip install open_clip_torch).")
     for model in bench.options.models:
         for images in (*bench.options.at, 0):
             settings = [ADAMW, "train.precision=bfloat16"]
@@ -213,6 +212,8 @@ def main() -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--models", nargs="+", choices=IMAGES, help="demo and b16; on a GPU b16 and l14")
     parser.add_argument("--images", type=int, default=0, help="of a batch; 0: as fits the model on a processor")
+    installed = [name for name in BARE if importlib.util.find_spec(name)]
+    parser.add_argument("--libraries", nargs="+", choices=BARE, default=installed, help="of the table gpu")
     parser.add_argument("--at", type=int, nargs="*", default=[4096], help="images of the table gpu, beside the most")
     parser.add_argument("--limit", type=int, default=1 << 16, help="of the most images that fit")
     parser.add_argument("--rounds", type=int, default=7)
@@ -220,7 +221,7 @@ def main() -> None:
     parser.add_argument("--launches", type=int, default=3, help="of each number of processes (scaling)")
     parser.add_argument("--precisions", nargs="+", choices=("float32", "bfloat16"), default=["float32", "bfloat16"])
     parser.add_argument("--threads", type=int, default=1, help="of a process, on the processor")
-    parser.add_argument("--files", type=int, default=256, help="images that the loader reads again and again")
+    parser.add_argument("--files", type=int, default=256, help="different images that the loader reads")
     parser.add_argument("--set", nargs="*", default=[], metavar="SECTION.KEY=VALUE", help="settings of all steps")
     options = parser.parse_args()
     on_gpu = options.device == "cuda"

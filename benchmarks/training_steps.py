@@ -6,13 +6,14 @@ no look at the loss. Our trainer is the real one with all that it does in a step
 waits for its next batch until it is told to step.
 """
 
+import contextlib
 import gc
 import io
+import itertools
 import math
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from contextlib import closing
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,10 +24,9 @@ from PIL import Image
 from torch import Tensor
 from transformers import CLIPConfig, CLIPModel
 
-from cloc.config import Config, dump
+from cloc.config import Config
 from cloc.data.batches import Batch
 from cloc.data.dataset import write_manifest
-from cloc.data.loader import TrainLoader
 from cloc.data.schema import Manifest
 from cloc.data.shards import Sample, ShardWriter
 from cloc.data.storage import open_storage
@@ -42,6 +42,7 @@ from cloc.training.trainer import Trainer
 
 REGION_TOKENS = 4
 CONTEXT = 77
+WIDTH, HEIGHT = 500, 375
 _EOS = 1  # of the tokenizer below
 
 
@@ -54,8 +55,9 @@ class Case:
         images: of this process.
         tokens: of a caption, its marks included.
         rank: this process.
-        folder: with `data/` and `tokenizer/`, and room for what the trainer writes.
-        loader: the trainer reads, decodes and collates its batches; else one batch that is in memory is used again.
+        folder: with `tokenizer/`, and room for what the trainer writes.
+        data: data set that the trainer opens.
+        loader: it reads, decodes and collates its batches; else one batch that is in memory is used again.
     """
 
     config: Config
@@ -63,6 +65,7 @@ class Case:
     tokens: int
     rank: Rank
     folder: Path
+    data: Path
     loader: bool = False
 
     @property
@@ -200,14 +203,13 @@ class OurTrainer(Steps):
     def __init__(self, name: str, case: Case, objective: Objective) -> None:
         self.name, self._gate = name, _Gate()
         output = case.folder / f"run-{len(list(case.folder.glob('run-*')))}-{case.rank.rank}"
-        data = str(case.folder / "data")
         job = TrainingJob(
             config=case.config.model_dump(mode="json"),
             objective=objective,
             steps=case.config.train.steps,
-            images=data,
-            captions=data,
-            regions=data,
+            images=str(case.data),
+            captions=str(case.data),
+            regions=str(case.data),
             data_digest="",
             tokenizer=str(case.folder / "tokenizer"),
             output=str(output),
@@ -284,21 +286,22 @@ class _Stepwise(Trainer):
     batch: Batch | None
 
     def _loader(self, *arguments: Any) -> Any:
-        return _Gated(self, super()._loader(*arguments))
+        loaded = super()._loader(*arguments).batches() if self.batch is None else itertools.repeat(self.batch)
+        return _Gated(self.gate, loaded)
 
 
 class _Gated:
-    """A loader whose next batch waits for its turn."""
+    """In the place of a loader: its next batch waits for its turn."""
 
-    def __init__(self, trainer: _Stepwise, loader: TrainLoader) -> None:
-        self._trainer, self._loader = trainer, loader
+    def __init__(self, gate: _Gate, loaded: Iterator[Batch]) -> None:
+        self._gate, self._loaded = gate, loaded
 
     def batches(self) -> Iterator[Batch]:
-        """The one batch again and again, or the loader's."""
-        with closing(self._loader.batches()) as loaded:
+        """The loader's, or the one batch again and again."""
+        with contextlib.closing(self._loaded) if isinstance(self._loaded, Generator) else contextlib.nullcontext():
             while True:
-                self._trainer.gate.turn()
-                yield self._trainer.batch or next(loaded)
+                self._gate.turn()
+                yield next(self._loaded)
 
 
 def architecture(case: Case) -> AnyCLOCConfig:
@@ -331,37 +334,52 @@ def random_batch(case: Case) -> Batch:
     )
 
 
-def prepare(folder: Path, config: Config, *, images: int, width: int = 500, height: int = 375) -> None:
-    """Writes `data/` (JPEGs of about 60 kB with captions and regions) and `tokenizer/` with the model's vocabulary."""
-    rng, letters = np.random.default_rng(0), np.array(list("abcdefghijklmnopqrstuvwxyz"))
-    words = ["".join(rng.choice(letters, rng.integers(4, 10))) for _ in range(config.model.text.vocab_size // 2)]
-    size = config.model.text.vocab_size
-    # It has all bytes at the end of a word, too, and not only the 26 that it meets there.
-    tokenizer = train_tokenizer([" ".join(words)], vocab_size=size - 256 + len(letters), context_length=CONTEXT)
+def write_tokenizer(folder: Path, config: Config) -> None:
+    """A tokenizer with as many entries as the model's vocabulary has."""
+    size, letters = config.model.text.vocab_size, 26
+    # It has all bytes at the end of a word, too, and not only the letters that it meets there.
+    tokenizer = train_tokenizer([" ".join(_words(size // 2))], vocab_size=size - 256 + letters, context_length=CONTEXT)
     assert len(tokenizer) == size, len(tokenizer)
-    tokenizer.save_pretrained(str(folder / "tokenizer"))
-    storage, writer = open_storage(folder / "data"), ShardWriter()
-    captions, regions = list[dict[str, Any]](), list[dict[str, Any]]()
-    for number in range(images):
-        key, stream = f"{number:06d}", io.BytesIO()
-        _picture(rng, width, height).save(stream, format="JPEG", quality=85)
-        said = " ".join(rng.choice(words, 20))
-        meta = {"alt_text": said, "source": "benchmark", "licence": "none", "width": width, "height": height}
-        writer.add(Sample(key=key, image=stream.getvalue(), suffix="jpg", meta=meta))
-        captions += [{"key": key, "text": said, "kind": kind, "model": ""} for kind in ("human", "alt_text")]
-        for x1, y1 in rng.uniform(0, 0.5, (config.loss.max_regions, 2)):
-            box = {"x1": x1, "y1": y1, "x2": x1 + 0.3, "y2": y1 + 0.3}
-            text = str(rng.choice(words))
-            regions.append({"key": key, **box, "text": text, "score": 1.0, "source": "human", "label": text})
-    shard = writer.write(storage, "00000")
-    write_table(storage, "captions", "00000", captions)
-    write_table(storage, "regions", "00000", regions)
-    write_manifest(storage, Manifest(shards=(shard,), classes=(), made_by={"tool": "benchmarks/train_step.py"}))
-    (folder / "config.yaml").write_text(dump(config))
+    tokenizer.save_pretrained(str(folder))
 
 
-def _picture(rng: np.random.Generator, width: int, height: int) -> Image.Image:
+def write_data(folder: Path, config: Config, *, images: int, different: int) -> None:
+    """A data set of JPEGs of about 60 kB with captions and regions.
+
+    Args:
+        folder: to write in.
+        config: all settings.
+        images: how many.
+        different: how many of them differ; the others are copies.
+    """
+    rng, storage, words = np.random.default_rng(0), open_storage(folder), _words(1000)
+    bodies, shards = [_jpeg(rng) for _ in range(min(images, different))], []
+    for first in range(0, images, 1000):
+        name, writer = f"{first // 1000:05d}", ShardWriter()
+        captions, regions = list[dict[str, Any]](), list[dict[str, Any]]()
+        for number in range(first, min(images, first + 1000)):
+            key, said = f"{number:06d}", " ".join(rng.choice(words, 20))
+            meta = {"alt_text": said, "source": "benchmark", "licence": "none", "width": WIDTH, "height": HEIGHT}
+            writer.add(Sample(key=key, image=bodies[number % len(bodies)], suffix="jpg", meta=meta))
+            captions += [{"key": key, "text": said, "kind": kind, "model": ""} for kind in ("human", "alt_text")]
+            for x1, y1 in rng.uniform(0, 0.5, (config.loss.max_regions, 2)):
+                box = {"x1": x1, "y1": y1, "x2": x1 + 0.3, "y2": y1 + 0.3}
+                text = str(rng.choice(words))
+                regions.append({"key": key, **box, "text": text, "score": 1.0, "source": "human", "label": text})
+        shards.append(writer.write(storage, name))
+        write_table(storage, "captions", name, captions)
+        write_table(storage, "regions", name, regions)
+    write_manifest(storage, Manifest(shards=tuple(shards), classes=(), made_by={"tool": "benchmarks/train_step.py"}))
+
+
+def _words(count: int) -> list[str]:
+    rng, letters = np.random.default_rng(0), np.array(list("abcdefghijklmnopqrstuvwxyz"))
+    return ["".join(rng.choice(letters, rng.integers(4, 10))) for _ in range(count)]
+
+
+def _jpeg(rng: np.random.Generator) -> bytes:
     """Colours that change slowly, with as much noise as makes a JPEG as large as a photograph's."""
-    coarse = Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).resize((width, height), Image.BICUBIC)
-    noise = rng.normal(0, 12, (height, width, 1))
-    return Image.fromarray((np.asarray(coarse) + noise).clip(0, 255).astype(np.uint8))
+    coarse = Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).resize((WIDTH, HEIGHT), Image.BICUBIC)
+    noisy, stream = np.asarray(coarse) + rng.normal(0, 12, (HEIGHT, WIDTH, 1)), io.BytesIO()
+    Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(stream, format="JPEG", quality=85)
+    return stream.getvalue()

@@ -71,8 +71,6 @@ class Bench:
         path = self.folder / "kubeconfig"
         path.write_text(yaml.safe_dump({"apiVersion": "v1", "kind": "Config", "current-context": "x", **body}))
         self.patch.setenv("KUBECONFIG", str(path))
-        self.patch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(path))
-        self.patch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
         self.settings += ["train.scheduler=kubernetes", f"train.storage={self.folder}/runs"]
         self.settings += ["train.kubernetes.image=registry/cloc:1", "tracking.uri=http://127.0.0.1:1"]
         self.settings += ["train.kubernetes.queue=gpu", "train.kubernetes.secrets=[s3]", "train.kubernetes.shm_mib=64"]
@@ -372,7 +370,7 @@ def test_a_cluster(name: str, changes: dict[str, tuple[int, str]], message: str,
 def test_what_may_not_be_read_is_not_known(bench: Bench) -> None:
     with answering({**CLUSTER, "/api/v1/namespaces/default/secrets/s3": (403, "{}")}) as url:
         bench.kubernetes(url, image="registry/cloc", shm_mib="1")
-        bench.settings.append("train.workers=20")
+        bench.settings.append("train.workers=40")
         findings = found(bench.subject(), skip=(*QUICK, "MLflow"))
     assert {"secrets", "image"} <= by(findings, Outcome.WARNED)
     assert by(findings, Outcome.FAILED) == {"shared memory"}

@@ -1,5 +1,6 @@
 """The cluster of a training on Kubernetes: reachable, with what the job names; asked as the user of the kube config."""
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -42,7 +43,10 @@ def connect(train: TrainConfig) -> Cluster:
     from urllib3.exceptions import HTTPError
 
     try:
-        config.load_config()
+        if "KUBERNETES_SERVICE_HOST" in os.environ and "KUBECONFIG" not in os.environ:
+            config.load_incluster_config()
+        else:
+            config.load_kube_config(config_file=os.environ.get("KUBECONFIG"))
     except (ConfigException, OSError) as error:
         raise ConfigError(f"no kube config ({error}): set KUBECONFIG, or log in to the cluster") from None
     settings = client.Configuration.get_default_copy()

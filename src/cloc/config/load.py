@@ -139,6 +139,6 @@ def _explain(item: Mapping[str, Any]) -> str:
         near = difflib.get_close_matches(name, flatten(Config().model_dump(mode="json")), n=1)
         return f"unknown key {name}" + (f" (did you mean {near[0]}?)" if near else "")
     message = item["msg"].removeprefix("Value error, ")
-    told = f"{name}: {message[0].lower() + message[1:]}"
+    told = f"{name}: {message[0].lower() + message[1:]}" if name else message  # a rule over sections names them itself
     # A rule over several settings names their values itself.
     return told if isinstance(item["input"], dict) else f"{told}, got {item['input']!r}"

@@ -128,7 +128,7 @@ def test_other_labels_do_not_go_on_from_an_old_checkpoint(data: str, trained, tm
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "checkpoints").symlink_to(out / "checkpoints")
     other = shutil.copytree(data, tmp_path / "data")
-    (other / "regions" / "00000.parquet").unlink()
+    shutil.copy(other / "regions" / "00001.parquet", other / "regions" / "00000.parquet")
     with pytest.raises(TrainingError, match="belongs to a run with other settings or data: data was"):
         train(config(), str(other), tmp_path / "model")
 

@@ -75,7 +75,7 @@ def text_of(config: TrainConfig, **environment: str) -> str:
 def fixed(monkeypatch: pytest.MonkeyPatch) -> None:
     """What TorchX draws at random, and what it takes from the machine."""
     monkeypatch.setattr("torchx.schedulers.ids.random_id", lambda max_length=None: "abc123")
-    monkeypatch.setenv("TORCHX_INTERNAL_SESSION_ID", "session")
+    monkeypatch.setattr("torchx.util.session.CURRENT_SESSION_ID", "session")
     monkeypatch.setenv("PATH", "/usr/bin")
     monkeypatch.setattr("cloc.training.launch.app.sys.executable", "/venv/bin/python")
 

@@ -96,9 +96,7 @@ class StreamOrder:
         spans: the interval, from front to back.
     """
 
-    def __init__(
-        self, counts: Sequence[int], *, seed: int, epoch: int, stream: int, streams: int, buffer: int
-    ) -> None:
+    def __init__(self, counts: Sequence[int], *, seed: int, epoch: int, stream: int, streams: int, buffer: int) -> None:
         self._buffer, self._key = buffer, (seed, epoch, stream)
         sizes = np.asarray(counts, dtype=np.int64)
         shards = random_for(Purpose.SHARDS, seed, epoch).permutation(len(sizes))

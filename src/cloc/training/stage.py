@@ -19,6 +19,7 @@ from cloc.errors import ConfigError, DataError, TrainingError
 from cloc.model.processing import train_tokenizer
 from cloc.stage import StageResult, fingerprint
 from cloc.training.data_check import check_data
+from cloc.training.doctor import preflight
 from cloc.training.job import JOB_FILE, METRICS_FILE, SUMMARY_FILE, TOKENIZER, TrainingJob, copy
 from cloc.training.launch import request_text, run_app, training_app
 
@@ -73,6 +74,7 @@ def run(config: Config, *, inputs: Inputs, outputs: Outputs) -> StageResult:
     dataset = Dataset.open(images, captions=inputs.captions, regions=inputs.regions)
     job = _job(config, inputs, images=images, digest=fingerprint(dataset.digest, dataset.labels_digest()))
     check_data(dataset, config, objective=job.objective)
+    preflight(config, dataset, objective=job.objective, out=outputs.model)
     job = replace(job, output=_home(job, config.train, output), held_out=_held_out(config.train, inputs.data))
     job = replace(job, tokenizer=_tokenizer(config, dataset, job))
     job.save()

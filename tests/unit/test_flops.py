@@ -19,8 +19,8 @@ from cloc.training.task import CLOCTask
 
 TINY = {
     "embed_dim": 16,
-    "vision": {"image_size": 32, "patch_size": 8, "width": 16, "layers": 2, "heads": 2},
-    "text": {"width": 24, "layers": 2, "heads": 2, "context_length": 16, "vocab_size": 540},
+    "vision": {"image_size": 32, "patch_size": 8, "width": 16, "layers": 4, "heads": 2},
+    "text": {"width": 24, "layers": 3, "heads": 2, "context_length": 16, "vocab_size": 540},
 }
 
 

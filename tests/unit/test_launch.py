@@ -20,6 +20,7 @@ from cloc.config import parse
 from cloc.config.schema import RECORDING, TrainConfig
 from cloc.errors import ConfigError
 from cloc.training import stage
+from cloc.training.data_check import held_out
 from cloc.training.job import TrainingJob
 from cloc.training.launch import request_text, training_app
 from cloc.training.launch.logs import whole_lines
@@ -324,12 +325,12 @@ def collection(tmp_path: Path) -> str:
 
 def test_evaluation_while_training_needs_its_split(tmp_path: Path) -> None:
     data = collection(tmp_path)
-    assert stage._held_out(train(), data) == ""
-    assert stage._held_out(train(evaluate_every=5, evaluate_split="dev"), data) == f"{data}/dev"
+    assert held_out(train(), data) == ""
+    assert held_out(train(evaluate_every=5, evaluate_split="dev"), data) == f"{data}/dev"
     with pytest.raises(ConfigError, match=r"train.evaluate_every is 5, but .* has no split 'val'"):
-        stage._held_out(train(evaluate_every=5), data)
+        held_out(train(evaluate_every=5), data)
     with pytest.raises(ConfigError, match="has no split 'dev'"):  # a data set alone would be held out of itself
-        stage._held_out(train(evaluate_every=5, evaluate_split="dev"), f"{data}/train")
+        held_out(train(evaluate_every=5, evaluate_split="dev"), f"{data}/train")
 
 
 def dry_run(tmp_path: Path, data: str, *settings: str) -> Any:

@@ -388,13 +388,14 @@ def test_a_training_evaluates_before_it_saves_and_learns_the_same_without(
 
     monkeypatch.setattr(Checkpoints, "save", spied)
     given = {"steps": 6, "warmup_steps": 1, "learning_rate": 3e-3, "ema": 0.9, "log_every": 5, "checkpoint_every": 2}
-    best = {"evaluate_every": 4, "keep_best": 1, "best_metric": "eval/loss"}
+    best = {"evaluate_every": 3, "keep_best": 1, "best_metric": "eval/loss"}
     evaluated = trained(config(**given, **best), data, held_out, saved, tmp_path / "evaluated")
     found = rows(tmp_path / "evaluated")
-    assert set(found) == {1, 4, 5, 6}
-    assert [step for step, row in found.items() if set(ALL) <= set(row)] == [4, 6]
+    assert set(found) == {1, 3, 5, 6}
+    assert [step for step, row in found.items() if set(ALL) <= set(row)] == [3, 6]
     assert all("loss/total" in row for row in found.values())
-    assert scores == {2: None, 4: -found[4]["eval/loss"]}
+    # A score is of the weights that it is saved with.
+    assert scores == {2: None, 3: -found[3]["eval/loss"], 4: None}
     # The model that is saved is the one that was judged last: the average.
     processor, task = loaded(config(), tmp_path / "evaluated")
     again = SmallEvaluation(job(config(), held_out), config(), processor, ALONE).run(task)

@@ -594,7 +594,7 @@ class TrainConfig(Section):
     keep_checkpoints: Positive = 2
     """Newest checkpoints that are kept."""
     keep_best: NonNegative = 0
-    """Checkpoints that are kept besides because their `best_metric` is the best."""
+    """Checkpoints that are kept besides because their `best_metric` is the best; each evaluation then writes one."""
     best_metric: str = "eval/region_R@1"
     """Metric of the evaluation while training by which checkpoints are best; higher is better, but of a loss."""
     log_every: Positive = 50

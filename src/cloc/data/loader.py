@@ -110,6 +110,15 @@ def check_division(*, batch_size: int, streams: int, processes: int) -> None:
         raise ConfigError(f"train.batch_size {batch_size} is not divisible by {what}; set it to {near}, for example")
 
 
+def check_amount(dataset: Dataset, *, batch_size: int) -> None:
+    """Raises DataError when there are fewer images than a batch of all ranks takes."""
+    if dataset.manifest.images < batch_size:
+        raise DataError(
+            f"{dataset.images.url}: {dataset.manifest.images} images are fewer than a batch of {batch_size}; lower "
+            "train.batch_size"
+        )
+
+
 def _listed(numbers: Sequence[int]) -> str:
     *most, last = map(str, numbers)
     return f"{', '.join(most)} or {last}" if most else last
@@ -177,11 +186,7 @@ class TrainLoader:
         self._dataset, self._settings, self._tokenize = dataset, settings, tokenize
         self._counts = [shard.images for shard in dataset.manifest.shards]
         self._places = tuple(_Place() for _ in settings.own_streams)
-        if dataset.manifest.images < batch_size:
-            raise DataError(
-                f"{dataset.images.url}: {dataset.manifest.images} images are fewer than a batch of {batch_size}; lower "
-                "train.batch_size"
-            )
+        check_amount(dataset, batch_size=batch_size)
 
     @property
     def unusable(self) -> int:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from cloc.data.batches import Batch
 from cloc.training.parallel import gradients_shared
-from cloc.training.task import CLOCTask, Embeddings, Losses, Temperatures
+from cloc.training.task import CLOCTask, Embeddings, Losses, Temperatures, as_they_are
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def backward(
         parts = list[Embeddings]()
         for chunk in chunks:
             with autocast():
-                parts.append(module(chunk, _as_they_are))
+                parts.append(module(chunk, as_they_are))
     losses, gradients = _gradients(task, batch, parts, autocast=autocast)
     del parts
     for number, chunk in enumerate(chunks):
@@ -61,10 +61,6 @@ def backward(
                 surrogate = module(chunk, partial(_surrogate, given=given, task=task if last else None))
             surrogate.backward()
     return losses
-
-
-def _as_they_are(embeddings: Embeddings) -> Embeddings:
-    return embeddings
 
 
 def _gradients(

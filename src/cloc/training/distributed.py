@@ -115,12 +115,12 @@ def total(value: Tensor) -> Tensor:
     return summed
 
 
-def gathered(value: T) -> list[T]:
-    """The values of all ranks, by rank: small ones, of any type."""
+def gathered(value: T, *, group: dist.ProcessGroup | None = None) -> list[T]:
+    """The values of all ranks, by rank: small ones, of any type. Over another group of all ranks where one is given."""
     if world_size() == 1:
         return [value]
     found: list[T] = [value] * world_size()
-    dist.all_gather_object(found, value)
+    dist.all_gather_object(found, value, group=group)
     return found
 
 

@@ -32,7 +32,7 @@ from cloc.model import factory
 from cloc.model.processing import CLOCProcessor
 from cloc.training.distributed import Rank, gathered, total
 from cloc.training.job import TrainingJob
-from cloc.training.task import CLOCTask, Embeddings
+from cloc.training.task import CLOCTask, Embeddings, as_they_are
 
 _AT_ONCE = 128  # images that go through the model together
 _MEMORY = 1 << 30  # bytes of pixels that a rank keeps; a larger share is decoded again each time
@@ -144,7 +144,7 @@ class SmallEvaluation:
         parts = list[Embeddings]()
         for batch in self._kept or self._made():
             with factory.autocast(self._train.precision, self._rank.device):
-                parts.append(task(batch.to(self._rank.device), _as_they_are))
+                parts.append(task(batch.to(self._rank.device), as_they_are))
         return Embeddings(
             **{
                 field.name: _of_all_ranks(torch.cat([getattr(part, field.name) for part in parts]))[: self._images]
@@ -368,7 +368,3 @@ def _words(ids: list[int], pad: int) -> tuple[int, ...]:
     while length and ids[length - 1] == pad:
         length -= 1
     return tuple(ids[:length])
-
-
-def _as_they_are(embeddings: Embeddings) -> Embeddings:
-    return embeddings

@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from cloc.config import Config
-from cloc.config.schema import LossConfig, TrainConfig
+from cloc.config.schema import LossConfig, ModelConfig, TrainConfig
 from cloc.model import factory
 from cloc.model.configuration import AnyCLOCConfig
 from cloc.model.losses import TILE
@@ -92,7 +92,7 @@ class StepFlops:
 
 @dataclass(frozen=True)
 class Load:
-    """What a step of all processes works on.
+    """What a step of all processes works on. See `Load.of`.
 
     Attributes:
         images: B over all processes.
@@ -111,6 +111,21 @@ class Load:
     regions: float
     ranks: int = 1
 
+    @classmethod
+    def of(
+        cls, images: float, *, image_size: int, caption: float, regions: float = 0, text: float = 0, ranks: int = 1
+    ) -> "Load":
+        """The load of images with a caption of so many tokens each, and of regions with a text of so many."""
+        return cls(
+            images=images,
+            image_size=image_size,
+            texts=images + regions,
+            tokens=images * caption + regions * text,
+            squares=images * caption**2 + regions * text**2,
+            regions=regions,
+            ranks=ranks,
+        )
+
 
 class Costs:
     """Counts the steps of one architecture; each part is counted when it is first asked for, and then known.
@@ -128,22 +143,22 @@ class Costs:
         self.architecture, self._objective, self._loss, self._train = architecture, objective, loss, train
         self._images, self._regions = dict[int, Work](), dict[int, Work]()
         self._text: tuple[Work, Work, Work] | None = None
+        self._width: int = self._model().embed_dim
 
     def step(self, load: Load) -> StepFlops:
         """FLOPs of a step."""
         constant, linear, square = self._text_terms()
         image = self._image(load.image_size) * load.images
         text = constant * load.texts + linear * load.tokens + square * load.squares
-        regions = losses = Work()
-        width, trains = self._model(load.image_size).embed_dim, self._train.lock != "text"
+        regions, trains = Work(), self._train.lock != "text"
         per_rank = load.images / load.ranks
-        losses = contrastive_work(per_rank, ranks=load.ranks, width=width, columns=trains)
+        losses = contrastive_work(per_rank, ranks=load.ranks, width=self._width, columns=trains)
         if self._objective == "cloc":
             regions = self._region(load.image_size) * load.images
             losses += contrastive_work(
                 load.regions / load.ranks,
                 ranks=load.ranks,
-                width=width,
+                width=self._width,
                 columns=trains,
                 filtered=self._loss.similar_text_threshold < 1,
             )
@@ -152,11 +167,12 @@ class Costs:
             again += image.forward + text.forward + regions.forward
         return StepFlops(image.model, text.model, regions.model, losses.model, again)
 
-    def _model(self, image_size: int, length: int | None = None) -> Any:
-        """The model without memory, for images of that size and texts of that length."""
+    def _model(self, *, image_size: int | None = None, length: int | None = None, layers: int = 1) -> Any:
+        """The model without memory, for images of that size and texts of that length; with so many layers a tower."""
         shape = copy.deepcopy(self.architecture)
         shape._attn_implementation = "eager"  # products of matrices, as any kernel's are counted
-        shape.vision_config.image_size = image_size
+        shape.vision_config.image_size = image_size or shape.vision_config.image_size
+        shape.vision_config.num_hidden_layers = shape.text_config.num_hidden_layers = layers
         shape.text_config.max_position_embeddings = length or shape.text_config.max_position_embeddings
         with _META:
             model = factory.from_architecture(shape).train()
@@ -167,34 +183,42 @@ class Costs:
     def _image(self, size: int) -> Work:
         """Of one image in the image encoder."""
         if size not in self._images:
-            model = self._model(size)
             pixels = torch.empty(1, 3, size, size, device=_META)
 
-            def run() -> list[Tensor]:
-                found = model.encode_image(pixels)
-                return [found.embeds_BE] if self._objective == "clip" else [found.embeds_BE, found.tokens_BND]
+            def count(layers: int) -> Work:
+                model = self._model(image_size=size, layers=layers)
 
-            self._images[size] = self._counted(model, run, trains=self._train.lock != "image")
+                def run() -> list[Tensor]:
+                    found = model.encode_image(pixels)
+                    return [found.embeds_BE] if self._objective == "clip" else [found.embeds_BE, found.tokens_BND]
+
+                return self._counted(model, run, trains=self._train.lock != "image")
+
+            self._images[size] = _stacked(count, self.architecture.vision_config.num_hidden_layers)
         return self._images[size]
 
     def _text_terms(self) -> tuple[Work, Work, Work]:
         """Of one text of L tokens in the text encoder: constant, and factors of L and L * L."""
         if self._text is None:
-            size = self.architecture.vision_config.image_size
-            one, two, three = (self._one_text(self._model(size, length), length) for length in (1, 2, 3))
+            one, two, three = (self._one_text(length) for length in (1, 2, 3))
             square = (three + two * -2 + one) * 0.5
             linear = two + one * -1 + square * -3
             self._text = one + linear * -1 + square * -1, linear, square
         return self._text
 
-    def _one_text(self, model: Any, length: int) -> Work:
+    def _one_text(self, length: int) -> Work:
         ids = torch.zeros(1, length, dtype=torch.long, device=_META)
-        return self._counted(model, lambda: [model.encode_text(ids)], trains=self._train.lock != "text")
+
+        def count(layers: int) -> Work:
+            model = self._model(length=length, layers=layers)
+            return self._counted(model, lambda: [model.encode_text(ids)], trains=self._train.lock != "text")
+
+        return _stacked(count, self.architecture.text_config.num_hidden_layers)
 
     def _region(self, size: int) -> Work:
         """Of one image's places for regions (all of them: absent ones are computed, too) in the region parts."""
         if size not in self._regions:
-            model, loss, trains = self._model(size), self._loss, self._train.lock != "image"
+            model, loss, trains = self._model(image_size=size), self._loss, self._train.lock != "image"
             with torch.no_grad():
                 tokens = model.encode_image(torch.empty(1, 3, size, size, device=_META)).tokens_BND
             tokens = tokens.detach().requires_grad_(trains)
@@ -233,6 +257,12 @@ class Costs:
                 _backward(run())
             again = forward + backward - counter.get_total_flops()
         return Work(forward, backward - again, again)
+
+
+def _stacked(count: Callable[[int], Work], layers: int) -> Work:
+    """Of a tower of so many layers, which are equal: counted with one, and with two."""
+    one = count(1)
+    return one if layers == 1 else one + (count(2) + one * -1) * (layers - 1)
 
 
 def _backward(outputs: list[Tensor]) -> None:
@@ -289,7 +319,7 @@ def step_flops(
     Raises:
         ConfigError: the checkpoint that the model starts from cannot be read.
     """
-    costs = _costs(config.model_dump_json(), objective)
+    costs = costs_of(config, objective=objective)
     architecture = costs.architecture
     images = batch_size or config.train.batch_size
     length = text_length or architecture.text_config.max_position_embeddings
@@ -310,11 +340,19 @@ def step_flops(
     )
 
 
+def costs_of(config: Config, *, objective: Objective) -> Costs:
+    """The costs of steps by these settings, counted once. Raises ConfigError as `step_flops` does."""
+    sections = (config.model, config.loss, config.train)
+    return _costs(*(section.model_dump_json() for section in sections), objective)
+
+
 @lru_cache(maxsize=64)
-def _costs(settings: str, objective: Objective) -> Costs:
-    """By the settings as text, since these do not hash."""
-    config = Config.model_validate_json(settings)
-    return Costs(factory.architecture(config.model), objective=objective, loss=config.loss, train=config.train)
+def _costs(model: str, loss: str, train: str, objective: Objective) -> Costs:
+    """By sections of the settings as text, since these do not hash. Each by itself: rules over several of them do not
+    hold where a checkpoint's sizes stand for it (`cloc plan`)."""
+    shape = factory.architecture(ModelConfig.model_validate_json(model))
+    known = LossConfig.model_validate_json(loss), TrainConfig.model_validate_json(train)
+    return Costs(shape, objective=objective, loss=known[0], train=known[1])
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,11 @@ from typing import Any
 from cloc.config import Config
 from cloc.config.schema import TrainConfig
 from cloc.data.dataset import Dataset, resolve_split
-from cloc.data.schema import MANIFEST
 from cloc.data.storage import open_storage
 from cloc.errors import ConfigError, DataError, TrainingError
 from cloc.model.processing import train_tokenizer
 from cloc.stage import StageResult, fingerprint
-from cloc.training.data_check import check_data
+from cloc.training.data_check import check_data, held_out
 from cloc.training.doctor import preflight
 from cloc.training.job import JOB_FILE, METRICS_FILE, SUMMARY_FILE, TOKENIZER, TrainingJob, copy
 from cloc.training.launch import request_text, run_app, training_app
@@ -75,7 +74,8 @@ def run(config: Config, *, inputs: Inputs, outputs: Outputs) -> StageResult:
     job = _job(config, inputs, images=images, digest=fingerprint(dataset.digest, dataset.labels_digest()))
     check_data(dataset, config, objective=job.objective)
     preflight(config, dataset, objective=job.objective, out=outputs.model)
-    job = replace(job, output=_home(job, config.train, output), held_out=_held_out(config.train, inputs.data))
+    place = held_out(config.train, inputs.data)
+    job = replace(job, output=_home(job, config.train, output), held_out=place and _absolute(place, config.train))
     job = replace(job, tokenizer=_tokenizer(config, dataset, job))
     job.save()
     app = training_app(job.output, config.train, environment=os.environ, run=run_name(job))
@@ -164,19 +164,6 @@ def _absolute(path: str, train: TrainConfig) -> str:
             "train.kubernetes.volume_claims"
         )
     return str(Path(path).absolute())
-
-
-def _held_out(train: TrainConfig, data: str) -> str:
-    """Root of the data set for evaluation while training; empty where there is none."""
-    if not train.evaluate_every:
-        return ""
-    storage = open_storage(data)
-    if storage.exists(MANIFEST) or not storage.exists(f"{train.evaluate_split}/{MANIFEST}"):
-        raise ConfigError(
-            f"train.evaluate_every is {train.evaluate_every}, but {data} has no split {train.evaluate_split!r} "
-            "(train.evaluate_split); give a collection that has it, or set train.evaluate_every=0"
-        )
-    return _absolute(f"{data.rstrip('/')}/{train.evaluate_split}", train)
 
 
 def _steps(train: TrainConfig, inputs: Inputs) -> int:

@@ -242,6 +242,11 @@ class CLOCTask(nn.Module):
         return torch.where(present, each, 0.0).sum() * ranks / count
 
 
+def as_they_are(embeddings: Embeddings) -> Embeddings:
+    """For `CLOCTask.forward`: nothing is made of the embeddings."""
+    return embeddings
+
+
 def _chosen(prompted: Prompted, batch: Batch) -> Tensor:
     """Unit embeddings (B, M, E) of the regions, each by the prompt that it was given."""
     boxes_BME, points_BME = prompted.boxes_BME, prompted.points_BME

@@ -81,7 +81,6 @@ class Trainer:
         )
         self.dataset = Dataset.open(job.images, captions=job.captions, regions=job.regions)
         self.evaluation = make_evaluation(job, self.config, self.processor, rank)
-        self.score: float | None = None  # of the last evaluation, for the next checkpoint
         self.identity = job.identity()
 
     def run(self) -> TrainingState:
@@ -161,10 +160,12 @@ class Trainer:
                 if done % train.log_every == 0 or last or done == 1 or evaluated:
                     self._record(watch, done, losses, norm, evaluated)
                 stop = self._told_to_stop()
-                if (done % train.checkpoint_every == 0 and not last) or stop:
+                # What is evaluated is saved where the best are kept: a score is of the weights that it stands by.
+                due = done % train.checkpoint_every == 0 or (evaluated and train.keep_best)
+                if (due and not last) or stop:
+                    score = self.evaluation.score(evaluated) if self.evaluation and evaluated else None
                     with watch.pausing():
-                        self.checkpoints.save(self._tensors(), self._state(done, loader, watch.clock), score=self.score)
-                    self.score = None
+                        self.checkpoints.save(self._tensors(), self._state(done, loader, watch.clock), score=score)
                 if stop:
                     self.checkpoints.wait()
                     raise Preempted
@@ -175,9 +176,7 @@ class Trainer:
         if not self.evaluation or (step % self.config.train.evaluate_every and step != self.job.steps):
             return {}
         with watch.pausing(), self.average.in_place() if self.average else nullcontext():
-            values = self.evaluation.run(self.task)
-        self.score = self.evaluation.score(values)
-        return values
+            return self.evaluation.run(self.task)
 
     def _told_to_stop(self) -> bool:
         """Whether any rank was; every rank must call it."""

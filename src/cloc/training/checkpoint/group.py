@@ -10,6 +10,7 @@ from typing import TypeVar
 import torch.distributed as dist
 
 from cloc.errors import ClocError
+from cloc.training.distributed import gathered
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -30,11 +31,7 @@ class Group:
 
     def all(self, value: T) -> list[T]:
         """The values of all ranks, by rank."""
-        if self.size == 1:
-            return [value]
-        found: list[T] = [value] * self.size
-        dist.all_gather_object(found, value, group=self.process_group)
-        return found
+        return gathered(value, group=self.process_group)
 
     def from_first(self, make: Callable[[], T]) -> T:
         """What the first rank makes. What it raises, all ranks raise."""

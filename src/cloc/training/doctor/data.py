@@ -4,9 +4,11 @@ import itertools
 
 from cloc.data import tables
 from cloc.data.dataset import Dataset, resolve_split
-from cloc.data.schema import MANIFEST, Table
-from cloc.data.storage import Storage, open_storage
+from cloc.data.loader import check_amount
+from cloc.data.schema import Table
+from cloc.data.storage import Storage
 from cloc.errors import DataError
+from cloc.training.data_check import held_out
 from cloc.training.doctor.registry import DATA_ROLES, Skip, Subject, Warn, check
 
 
@@ -40,11 +42,7 @@ def shards(subject: Subject) -> str:
 def images(subject: Subject) -> str:
     """There are as many images as a batch takes."""
     train, number = subject.config.train, subject.dataset.manifest.images
-    if number < train.batch_size:
-        raise DataError(
-            f"{subject.dataset.images.url}: {number:,} images are fewer than a batch of {train.batch_size:,}; lower "
-            "train.batch_size"
-        )
+    check_amount(subject.dataset, batch_size=train.batch_size)
     epochs = train.steps * train.batch_size / number
     if epochs > 1000:
         raise Warn(f"{train.steps:,} steps of {train.batch_size:,} show each of {number:,} images {epochs:,.0f} times")
@@ -86,20 +84,14 @@ def _labels(subject: Subject, storage: Storage, table: Table, *, make: str) -> s
 
 
 @check("held-out split", "train")
-def held_out(subject: Subject) -> str:
+def held_out_split(subject: Subject) -> str:
     """What is evaluated while training is there, with its labels."""
     train = subject.config.train
     if not train.evaluate_every:
         raise Skip("nothing is evaluated while training (train.evaluate_every: 0)")
     if not subject.data:
         raise Skip("no --data was given")
-    storage = open_storage(subject.data)
-    if storage.exists(MANIFEST) or not storage.exists(f"{train.evaluate_split}/{MANIFEST}"):
-        raise DataError(
-            f"{subject.data} has no split {train.evaluate_split!r} (train.evaluate_split); give a collection that has "
-            "it, or set train.evaluate_every=0"
-        )
-    split = Dataset.open(f"{subject.data.rstrip('/')}/{train.evaluate_split}")
+    split = Dataset.open(held_out(train, subject.data))
     if split.manifest.images and not split.rows("captions", split.manifest.shards[0]):
         raise DataError(f"{split.images.url}: its first shard has no captions, which evaluation compares with")
     if split.manifest.images < train.evaluate_images:

@@ -1,6 +1,5 @@
 """The cluster of a training on Kubernetes: reachable, with what the job names; asked as the user of the kube config."""
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -34,22 +33,16 @@ def connect(train: TrainConfig) -> Cluster:
 
     Raises:
         Skip: training is not on Kubernetes.
-        ConfigError: there is no kube config, or the server cannot be reached.
+        ConfigError: there is no cluster, or it cannot be reached.
     """
     if train.scheduler != "kubernetes":
         raise Skip(f"train.scheduler is {train.scheduler}")
-    from kubernetes import client, config
-    from kubernetes.config.config_exception import ConfigException
+    from kubernetes import client
     from urllib3.exceptions import HTTPError
 
-    try:
-        if "KUBERNETES_SERVICE_HOST" in os.environ and "KUBECONFIG" not in os.environ:
-            config.load_incluster_config()
-        else:
-            config.load_kube_config(config_file=os.environ.get("KUBECONFIG"))
-    except (ConfigException, OSError) as error:
-        raise ConfigError(f"no kube config ({error}): set KUBECONFIG, or log in to the cluster") from None
-    settings = client.Configuration.get_default_copy()
+    from cloc.training.cluster import cluster_configuration
+
+    settings = cluster_configuration()
     settings.retries = False
     api = client.ApiClient(settings)
     try:

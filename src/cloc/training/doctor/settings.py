@@ -1,19 +1,16 @@
 """Settings of a training against each other: what the schema alone cannot know."""
 
+from cloc.data.loader import check_division
 from cloc.errors import ConfigError
 from cloc.training.doctor.registry import Subject, Warn, check
+from cloc.training.schedule import phases
 
 
 @check("batch", "train", cheap=True)
 def batch(subject: Subject) -> str:
     """The global batch is shared equally by the processes."""
     train, ranks = subject.config.train, subject.ranks
-    if train.batch_size % ranks:
-        near = train.batch_size - train.batch_size % ranks or ranks
-        raise ConfigError(
-            f"train.batch_size {train.batch_size} is not divisible by {ranks} processes "
-            f"({train.nodes} nodes of {train.processes}); take {near}"
-        )
+    check_division(batch_size=train.batch_size, streams=0, processes=ranks)
     return f"{train.batch_size:,} images: {train.batch_size // ranks:,} for each of {ranks} processes"
 
 
@@ -23,10 +20,7 @@ def streams(subject: Subject) -> str:
     train, ranks = subject.config.train, subject.ranks
     if not train.streams:
         return f"one a process: {ranks}"
-    if train.streams % ranks:
-        raise ConfigError(f"train.streams {train.streams} is not divisible by {ranks} processes; take {ranks}")
-    if train.batch_size % train.streams:
-        raise ConfigError(f"train.batch_size {train.batch_size} is not divisible by train.streams {train.streams}")
+    check_division(batch_size=train.batch_size, streams=train.streams, processes=ranks)
     return f"{train.streams}: {train.streams // ranks} a process"
 
 
@@ -54,16 +48,8 @@ def image_size(subject: Subject) -> str:
     vision = model.vision
     if model.init_from:
         return f"as in {model.init_from}" if not model.init_image_size else f"{model.init_image_size} px"
-    for part in train.resolutions:
-        if part.image_size % vision.patch_size:
-            raise ConfigError(
-                f"train.resolutions: {part.image_size} px are not divisible by model.vision.patch_size "
-                f"{vision.patch_size}"
-            )
-        if part.image_size > vision.image_size:
-            raise Warn(f"train.resolutions: {part.image_size} px are more than the model's own {vision.image_size}")
-    sizes = [*(part.image_size for part in train.resolutions), vision.image_size]
-    return f"{', then '.join(map(str, sizes))} px, patches of {vision.patch_size}"
+    parts = phases(train.resolutions, steps=train.steps, image_size=vision.image_size, patch_size=vision.patch_size)
+    return f"{', then '.join(str(part.image_size) for part in parts)} px, patches of {vision.patch_size}"
 
 
 @check("schedule", "train", cheap=True)

@@ -16,6 +16,7 @@ from torchx.schedulers.slurm_scheduler import create_scheduler as slurm_schedule
 
 from cloc.config.schema import TrainConfig
 from cloc.errors import TrainingError
+from cloc.training.cluster import cluster_configuration
 from cloc.training.launch import slurm, volcano
 from cloc.training.launch.app import grace_seconds
 from cloc.training.launch.local import PatientLocalScheduler
@@ -120,7 +121,9 @@ class _Attempt:
             self.scheduler = PatientLocalScheduler(session_name, grace=self.grace, hurry=lambda: self.orders.hurry)
             self.orders.listen()  # TorchX's constructor took the signals
         elif self.config.scheduler == "kubernetes":
-            self.scheduler = kubernetes_scheduler(session_name, client=self.api or volcano.cluster())
+            self.scheduler = kubernetes_scheduler(
+                session_name, client=self.api or client.ApiClient(cluster_configuration())
+            )
         else:
             self.scheduler = slurm_scheduler(session_name)
         return self.scheduler

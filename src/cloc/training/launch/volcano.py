@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from kubernetes import client
-from kubernetes.config import ConfigException, load_incluster_config, load_kube_config
 from torchx import specs
 from torchx.schedulers.kubernetes_scheduler import KubernetesJob
 
@@ -16,26 +15,6 @@ from cloc.training.ranks import FAILURES
 
 _GPU = "nvidia.com/gpu"  # the name that TorchX gives GPUs
 _JOB_LABEL = "volcano.sh/job-name"  # Volcano labels a job's pods by it
-
-
-def cluster() -> client.ApiClient:
-    """A client of the cluster that this process runs in, else of the one that kubectl would ask.
-
-    Raises:
-        ConfigError: there is neither.
-    """
-    configuration = client.Configuration()
-    try:
-        try:
-            load_incluster_config(client_configuration=configuration)
-        except ConfigException:
-            load_kube_config(client_configuration=configuration)
-    except (ConfigException, OSError) as error:
-        raise ConfigError(
-            f"train.scheduler is kubernetes, but there is no cluster ({' '.join(str(error).split())}): run this in "
-            "a pod, or set KUBECONFIG"
-        ) from None
-    return client.ApiClient(configuration)
 
 
 def options(config: TrainConfig) -> dict[str, Any]:

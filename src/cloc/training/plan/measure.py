@@ -18,10 +18,9 @@ from cloc.config import Config
 from cloc.data.batches import Batch
 from cloc.data.transforms import Picture
 from cloc.model import factory
-from cloc.training.flops import Load, peak_flops
+from cloc.training.flops import Load, costs_of, peak_flops
 from cloc.training.plan.figures import Figure, Origin
 from cloc.training.plan.sizes import Sizes
-from cloc.training.plan.speed import counted
 from cloc.training.task import CLOCTask, Objective
 
 GIB = 1 << 30
@@ -123,7 +122,8 @@ def _step(
     """Share of the peak that forward and backward reach; None where three steps would take longer than 20 s."""
     shape = factory.architecture(config.model)
     whole = config.model_copy(update={"train": config.train.model_copy(update={"micro_batch": 0})})
-    an_image = counted(_load(config, sizes, 1, objective), whole, objective=objective).hardware
+    costs = costs_of(whole, objective=objective)
+    an_image = costs.step(_load(config, sizes, 1, objective)).hardware
     images = min(64, config.train.batch_size, int(_STEP_S / 3 * 0.3 * peak / an_image))
     if images < 2:
         return None
@@ -138,7 +138,7 @@ def _step(
         total.backward()
 
     seconds = _seconds(run, device)
-    flops = counted(_load(config, sizes, images, objective), whole, objective=objective).hardware
+    flops = costs.step(_load(config, sizes, images, objective)).hardware
     source = f"forward and backward of {images} images: {seconds:.2f} s"
     return _found(flops / seconds / peak, "", "share of the peak that a step reaches", source)
 
@@ -156,18 +156,23 @@ def _seconds(run: Callable[[], None], device: torch.device) -> float:
 
 
 def _load(config: Config, sizes: Sizes, images: int, objective: Objective) -> Load:
-    captions, length = min(_CAPTION_TOKENS, sizes.text.tokens), min(_REGION_TOKENS, sizes.text.tokens)
+    caption, text = _lengths(sizes)
     places = images * config.loss.max_regions if objective == "cloc" else 0
-    tokens, squares = images * captions + places * length, images * captions**2 + places * length**2
-    return Load(images, sizes.image_size, images + places, tokens, squares, places)
+    return Load.of(images, image_size=sizes.image_size, caption=caption, regions=places, text=text)
+
+
+def _lengths(sizes: Sizes) -> tuple[int, int]:
+    """Tokens of a caption and of a region's text; SigLIP's are padded to the full length."""
+    longest = sizes.text.tokens
+    if sizes.family == "siglip":
+        return longest, longest
+    return min(_CAPTION_TOKENS, longest), min(_REGION_TOKENS, longest)
 
 
 def _batch(config: Config, sizes: Sizes, images: int) -> Batch:
     """Random images, texts and boxes."""
     regions, size = config.loss.max_regions, sizes.image_size
-    captions, length = min(_CAPTION_TOKENS, sizes.text.tokens), min(_REGION_TOKENS, sizes.text.tokens)
-    if sizes.family == "siglip":
-        captions = length = sizes.text.tokens
+    captions, length = _lengths(sizes)
     corners = torch.rand(images, regions, 2, 2).sort(dim=2).values.flatten(2)
     return Batch(
         keys=tuple(map(str, range(images))),

@@ -12,10 +12,9 @@ from cloc.config.load import read_yaml
 from cloc.errors import ConfigError
 from cloc.model import factory
 from cloc.stage import CONFIG_FILE, RESULT_FILE
-from cloc.training.flops import Load
+from cloc.training.flops import Load, costs_of
 from cloc.training.job import METRICS_FILE, SUMMARY_FILE
 from cloc.training.plan.figures import Figure, Origin
-from cloc.training.plan.speed import counted
 from cloc.training.task import Objective
 
 _LABELS = {"captioning": ("caption_rate", "captioned"), "grounding": ("ground_rate", "grounded")}
@@ -102,7 +101,7 @@ def _recomputing(run: _Run) -> float:
     shape = factory.architecture(config.model)
     batch, length = config.train.batch_size, shape.text_config.max_position_embeddings
     load = Load(batch, shape.vision_config.image_size, batch, batch * length, batch * length**2, batch, ranks)
-    flops = counted(load, config, objective=objective)
+    flops = costs_of(config, objective=objective).step(load)
     return flops.hardware / flops.total
 
 

@@ -107,9 +107,7 @@ def sizes(config: Config, *, objective: Objective) -> Sizes:
     shape = factory.architecture(config.model)
     with torch.device("meta"):
         model = factory.from_architecture(shape)
-    task = CLOCTask(model, config.loss, objective=objective)
-    if config.train.lock != "none":
-        _freeze(model, config.train.lock)
+    task = CLOCTask(model, config.loss, objective=objective, lock=config.train.lock)
     trained = [parameter for parameter in task.parameters() if parameter.requires_grad]
     own = matrices(task) if config.train.optimizer == "muon" else set[int]()
     vision, text = shape.vision_config, shape.text_config
@@ -131,13 +129,6 @@ def sizes(config: Config, *, objective: Objective) -> Sizes:
         linear=sum(part.weight.numel() for part in model.modules() if isinstance(part, (nn.Linear, nn.Conv2d))),
         tensors=len(list(model.parameters())),
     )
-
-
-def _freeze(model: factory.AnyCLOCModel, tower: str) -> None:
-    names = {"image": ("vision_model.", "visual_projection."), "text": ("text_model.", "text_projection.")}[tower]
-    for name, parameter in model.named_parameters():
-        if name.startswith(names):
-            parameter.requires_grad_(False)
 
 
 def _tower(shape: object, module: nn.Module, tokens: int) -> Tower:

@@ -6,17 +6,14 @@ gradients' exchange does not fit behind the backward pass; and it cannot be fast
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 
 from cloc.config import Config
-from cloc.config.schema import LossConfig, ModelConfig, TrainConfig
 from cloc.model import factory
-from cloc.training.flops import Costs, Load, StepFlops
+from cloc.training.flops import Load, StepFlops, costs_of
 from cloc.training.plan.figures import Figures
 from cloc.training.plan.memory import Setting
 from cloc.training.plan.sizes import Sizes
 from cloc.training.schedule import phases
-from cloc.training.task import Objective
 
 # Of a step's computation; gradients are exchanged while it runs.
 _BACKWARD = 2 / 3
@@ -132,46 +129,11 @@ def _flops(setting: Setting, figures: Figures, *, steps: int) -> tuple[StepFlops
     """Of a step at the model's own size, and in the mean over the sizes of the training."""
     size = factory.architecture(setting.config.model).vision_config.image_size
     parts = phases(setting.config.train.resolutions, steps=steps, image_size=size)
-    config, objective = setting.config, setting.objective
-    each = {
-        part.image_size: counted(_load(setting, figures, image_size=part.image_size), config, objective=objective)
-        for part in parts
-    }
+    costs = costs_of(setting.config, objective=setting.objective)
+    each = {part.image_size: costs.step(_load(setting, figures, image_size=part.image_size)) for part in parts}
     shares = [(each[part.image_size], (part.stop - part.first) / steps) for part in parts]
     mean = StepFlops(**{name: sum(vars(flops)[name] * share for flops, share in shares) for name in vars(each[size])})
     return each[size], mean
-
-
-def counted(load: Load, config: Config, *, objective: Objective) -> StepFlops:
-    """FLOPs of a step: counted with a layer a tower and with one more in either, since a tower's layers are equal."""
-    shape = factory.architecture(config.model)
-    layers = shape.vision_config.num_hidden_layers, shape.text_config.num_hidden_layers
-    one, more_vision, more_text = (
-        _with_layers(load, config, vision, text, objective=objective) for vision, text in ((1, 1), (2, 1), (1, 2))
-    )
-    return StepFlops(
-        **{
-            name: first
-            + (layers[0] - 1) * (vars(more_vision)[name] - first)
-            + (layers[1] - 1) * (vars(more_text)[name] - first)
-            for name, first in vars(one).items()
-        }
-    )
-
-
-def _with_layers(load: Load, config: Config, vision: int, text: int, *, objective: Objective) -> StepFlops:
-    sections = (config.model, config.loss, config.train)
-    return _costs(*(section.model_dump_json() for section in sections), vision, text, objective).step(load)
-
-
-@lru_cache(maxsize=64)
-def _costs(model: str, loss: str, train: str, vision: int, text: int, objective: Objective) -> Costs:
-    """By sections of the settings as text, since these do not hash. Each by itself: rules over several of them do not
-    hold where a checkpoint's sizes stand for it."""
-    shape = factory.architecture(ModelConfig.model_validate_json(model))
-    shape.vision_config.num_hidden_layers, shape.text_config.num_hidden_layers = vision, text
-    known = LossConfig.model_validate_json(loss), TrainConfig.model_validate_json(train)
-    return Costs(shape, objective=objective, loss=known[0], train=known[1])
 
 
 def _load(setting: Setting, figures: Figures, *, image_size: int) -> Load:
@@ -182,15 +144,7 @@ def _load(setting: Setting, figures: Figures, *, image_size: int) -> Load:
         captions = length = longest.max_position_embeddings
     if setting.objective == "cloc":
         places = batch * setting.config.loss.max_regions
-    return Load(
-        images=batch,
-        image_size=image_size,
-        texts=batch + places,
-        tokens=batch * captions + places * length,
-        squares=batch * captions**2 + places * length**2,
-        regions=places,
-        ranks=setting.ranks,
-    )
+    return Load.of(batch, image_size=image_size, caption=captions, regions=places, text=length, ranks=setting.ranks)
 
 
 def _compute_rate(mean: StepFlops, setting: Setting, figures: Figures) -> float:

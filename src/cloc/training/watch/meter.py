@@ -36,8 +36,7 @@ class Clock:
     def cpu(self) -> float:
         """Processor seconds of all ranks; every rank must call it (it sums over them)."""
         own = torch.tensor(self._own() - self._cpu, dtype=torch.float64)
-        device = "cuda" if torch.distributed.is_initialized() and torch.distributed.get_backend() == "nccl" else "cpu"
-        return self._state.cpu_seconds + float(total(own.to(device)))
+        return self._state.cpu_seconds + float(total(own))
 
     def _own(self) -> float:
         return time.process_time() - self._background()

@@ -152,14 +152,13 @@ class Trainer:
         with closing(loader.batches()) as batches:
             for step in range(state.step, phase.stop):
                 batch = watch.take(batches)
-                losses, norm = self._step(batch, step)
+                losses, norm, stop = self._step(batch, step)
                 done = step + 1
                 watch.step(done, batch)
                 last = done == self.job.steps
                 evaluated = self._evaluated(watch, done)
                 if done % train.log_every == 0 or last or done == 1 or evaluated:
                     self._record(watch, done, losses, norm, evaluated)
-                stop = self._told_to_stop()
                 # What is evaluated is saved where the best are kept: a score is of the weights that it stands by.
                 due = done % train.checkpoint_every == 0 or (evaluated and train.keep_best)
                 if (due and not last) or stop:
@@ -178,11 +177,6 @@ class Trainer:
         with watch.pausing(), self.average.in_place() if self.average else nullcontext():
             return self.evaluation.run(self.task)
 
-    def _told_to_stop(self) -> bool:
-        """Whether any rank was; every rank must call it."""
-        asked = torch.tensor(float(self.preemption.asked), device=self.rank.device)
-        return bool(total(asked))
-
     def _state(self, step: int, loader: TrainLoader, clock: Clock) -> TrainingState:
         """The state after `step` steps; every rank must call it."""
         return TrainingState(
@@ -199,19 +193,23 @@ class Trainer:
         train = self.config.train
         return learning_rate(step, peak=train.learning_rate, warmup=train.warmup_steps, steps=self.job.steps)
 
-    def _step(self, batch: Batch, step: int) -> tuple[Losses, Tensor]:
+    def _step(self, batch: Batch, step: int) -> tuple[Losses, Tensor, bool]:
+        """Losses of the global batch, the norm of its gradient, and whether any rank was told to stop."""
         losses = self.stepper.backward(batch.to(self.rank.device))
         norm = self.stepper.clip()
-        # A rank's own total has its own part of the grounding loss; their mean is that of the global batch.
-        losses = replace(losses, total=total(losses.total) / self.rank.world_size)
+        # A rank's own total has its own part of the grounding loss; their mean is that of the global batch. One exchange
+        # a step, and one wait for the device, serves the judge and the stop alike.
+        asked = losses.total.new_tensor(self.preemption.asked)
+        loss, stop = total(torch.stack([losses.total, asked]))
+        losses = replace(losses, total=loss / self.rank.world_size)
         judgement = self.judge.judge(loss=float(losses.total), gradient_norm=float(norm))
         if judgement.verdict is not Verdict.APPLY:
             self._refuse(batch, judgement, step=step + 1, loss=float(losses.total), norm=float(norm))
-            return losses, norm
+            return losses, norm, bool(stop)
         self.stepper.apply(self._rate(step))
         if self.average:
             self.average.update(step)
-        return losses, norm
+        return losses, norm, bool(stop)
 
     def _refuse(self, batch: Batch, judgement: Judgement, *, step: int, loss: float, norm: float) -> None:
         """Leaves a bad batch out, and says which samples it held, or stops."""

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from cloc.data import tables
 from cloc.data.dataset import Dataset, resolve_split, write_manifest
-from cloc.data.schema import Manifest, Shard
+from cloc.data.schema import SCHEMAS, Manifest, Shard
 from cloc.data.shards import MAX_KEY, Sample, ShardWriter, read_shard
 from cloc.data.storage import FolderStorage, open_storage
 from cloc.errors import DataError
@@ -25,6 +26,10 @@ REGION = {"key": "k0", "x1": 0.0, "y1": 0.25, "x2": 0.5, "y2": 1.0, "text": "a",
 ROWS: dict[str, list[dict[str, Any]]] = {
     "captions": [{"key": "k0", "text": "ein Apfel 🍎", "kind": "human", "model": ""}],
     "regions": [{**REGION, "label": "apple"}],
+    "attributes": [
+        {"key": "k0", "x1": 0.0, "y1": 0.25, "x2": 0.5, "y2": 1.0, "text": "a red key", "level": "1_attributes"}
+        | {"negatives": ["a blue key", "a red mug"], "source": "human"}
+    ],
     "quarantine": [{"key": "k9", "stage": "ingest", "reason": "image: empty file"}],
 }
 
@@ -148,9 +153,11 @@ def test_sample_without_image_and_with_broken_json() -> None:
 
 def test_data_set_reads_back_joined(tmp_path: Path) -> None:
     data = make_dataset(tmp_path)
-    for name in ("captions", "regions"):
+    assert data.rows("attributes", data.manifest.shards[0]) == {}
+    for name in ("captions", "regions", "attributes"):
         tables.write_table(FolderStorage(tmp_path), name, "00000", ROWS[name])  # type: ignore[arg-type]
     found = list(data.read_all())
+    assert data.rows("attributes", data.manifest.shards[0]) == {"k0": ROWS["attributes"]}
     assert [item.sample for item in found] == SAMPLES
     assert list(found[0].captions) == ROWS["captions"]
     assert list(found[0].regions) == ROWS["regions"]
@@ -174,10 +181,11 @@ def test_shard_emptied_or_cut_on_disk_is_named(tmp_path: Path) -> None:
         list(data.read_all())
 
 
-def test_table_of_another_data_set_is_told(tmp_path: Path) -> None:
+@pytest.mark.parametrize("table", ["captions", "regions", "attributes"])
+def test_table_of_another_data_set_is_told(tmp_path: Path, table: Any) -> None:
     data = make_dataset(tmp_path)
-    tables.write_table(FolderStorage(tmp_path), "regions", "00000", [{**ROWS["regions"][0], "key": "stranger"}])
-    with pytest.raises(DataError, match=r"regions/00000\.parquet has 1 keys that are not in .*'stranger'"):
+    tables.write_table(FolderStorage(tmp_path), table, "00000", [{**ROWS[table][0], "key": "stranger"}])
+    with pytest.raises(DataError, match=rf"{table}/00000\.parquet has 1 keys that are not in .*'stranger'"):
         data.check(data.manifest.shards[0])
 
 
@@ -212,7 +220,7 @@ def test_resolve_split(tmp_path: Path) -> None:
 # --- tables
 
 
-@pytest.mark.parametrize("table", ["captions", "regions", "quarantine"])
+@pytest.mark.parametrize("table", ["captions", "regions", "quarantine", "attributes"])
 def test_tables_round_trip(tmp_path: Path, table: Any) -> None:
     storage = FolderStorage(tmp_path)
     assert not tables.has_table(storage, table, "00000")
@@ -227,6 +235,16 @@ def test_empty_table_keeps_its_columns(tmp_path: Path) -> None:
     storage = FolderStorage(tmp_path)
     assert tables.write_table(storage, "regions", "00000", []) == 0
     assert tables.read_table(storage, "regions", "00000").num_rows == 0
+
+
+def test_lists_that_another_writer_made_are_read(tmp_path: Path) -> None:
+    """Parquet writers name the entries of a list differently; the contract does not."""
+    row = ROWS["attributes"][0]
+    entries = pa.field("negatives", pa.list_(pa.field("element", pa.string())))
+    schema = pa.schema([entries if item.name == "negatives" else item for item in SCHEMAS["attributes"]])
+    (tmp_path / "attributes").mkdir()
+    pq.write_table(pa.Table.from_pylist([row], schema=schema), tmp_path / "attributes/00000.parquet")
+    assert tables.read_table(FolderStorage(tmp_path), "attributes", "00000").to_pylist() == [row]
 
 
 def test_is_current_only_for_equal_input_and_settings(tmp_path: Path) -> None:

@@ -19,6 +19,8 @@ from cloc.data.storage import Storage, open_storage
 from cloc.errors import DataError
 from cloc.stage import fingerprint
 
+_BY_KEY: tuple[Table, ...] = ("captions", "regions", "attributes")  # tables whose rows belong to images of the shard
+
 
 @dataclass(frozen=True)
 class LabeledSample:
@@ -137,7 +139,7 @@ class Dataset:
             DataError: the shard cannot be read whole, or a table has rows for images that are not in it.
         """
         keys = {sample.key for sample in self.read_samples(shard)}
-        for table in ("captions", "regions"):
+        for table in _BY_KEY:
             unknown = sorted(self.rows(table, shard).keys() - keys)
             if unknown:
                 path = tables.table_path(table, shard.name)

@@ -9,8 +9,9 @@ A data set is a folder or an `s3://` prefix:
     quarantine/00000.parquet  key, stage, reason
     fingerprints/00000.parquet  key, sha256, phash
     duplicates/00000.parquet  key, kind, distance, of_data, of_shard, of_key
+    attributes/00000.parquet  key, x1, y1, x2, y2, text, level, negatives, source
 
-A collection is a folder with one data set a split.
+Tables may be absent: a data set has those that somebody made. A collection is a folder with one data set a split.
 """
 
 import json
@@ -26,7 +27,7 @@ SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 IMAGE_SUFFIXES = ("jpg", "png", "webp")
 
-Table = Literal["captions", "regions", "quarantine", "fingerprints", "duplicates"]
+Table = Literal["captions", "regions", "quarantine", "fingerprints", "duplicates", "attributes"]
 
 CAPTION_KINDS = ("alt_text", "generated", "human")
 
@@ -67,6 +68,21 @@ SCHEMAS: dict[str, pa.Schema] = {
             ("of_data", pa.string()),
             ("of_shard", pa.string()),
             ("of_key", pa.string()),
+        ]
+    ),
+    # Questions that evaluation asks of a box: which of `text`, which is right, and `negatives`, which differ from it in
+    # a few attributes and are wrong? `level` says how they differ ("1_attributes": in one). Training never reads it.
+    "attributes": pa.schema(
+        [
+            ("key", pa.string()),
+            ("x1", pa.float32()),
+            ("y1", pa.float32()),
+            ("x2", pa.float32()),
+            ("y2", pa.float32()),
+            ("text", pa.string()),
+            ("level", pa.string()),
+            ("negatives", pa.list_(pa.string())),
+            ("source", pa.string()),
         ]
     ),
 }

@@ -15,7 +15,8 @@ from cloc.data.schema import MANIFEST, Shard, Table
 from cloc.data.storage import Storage
 
 _LABELS: tuple[Table, ...] = ("captions", "regions", "fingerprints")
-_ALL: tuple[Table, ...] = (*_LABELS, "quarantine", "duplicates")
+_LATER: tuple[Table, ...] = ("duplicates", "attributes")  # that are made of a shard afterwards
+_ALL: tuple[Table, ...] = (*_LABELS, "quarantine", *_LATER)
 FOLDERS = ("images", *_ALL, "stats")
 _KEPT_REASONS = 50  # kinds of quarantine reasons in a shard's record
 
@@ -81,7 +82,8 @@ def finish_shard(storage: Storage, shard: str, entry: Shard | None, rows: Rows, 
             storage.delete(tables.table_path(table, shard))
         else:
             tables.write_table(storage, table, shard, getattr(rows, table), **hashes)
-    storage.delete(tables.table_path("duplicates", shard))  # of what was there before
+    for table in _LATER:  # of what was there before
+        storage.delete(tables.table_path(table, shard))
     if entry is None or entry.foreign:
         storage.delete(tar_path(shard))
     report = ShardReport(

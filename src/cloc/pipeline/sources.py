@@ -11,7 +11,7 @@ from cloc.stages import stage_spec
 _ROOT = Path(cloc.__file__).parent
 # A stage is given its settings, resolved and checked: how that was done cannot change what it does, nor can what
 # records it. The package's own front door imports for people, not for stages.
-_NEUTRAL = ("config", "errors.py", "tracking.py", "__init__.py")
+_NEUTRAL = ("config", "errors.py", "tracking", "__init__.py")
 
 
 def stage_sources(stage: str) -> list[Path]:

@@ -1,40 +1,23 @@
-"""MLflow: one run per pipeline run, the stages as its children. The only module that imports mlflow.
-
-Where the pipeline's run comes from, in this order:
-    MLFLOW_RUN_ID   a run that exists (the pipeline's own, or one that a KFP server made)
-    CLOC_RUN_KEY    any key shared by the stages of a pipeline run (the KFP run id): found by tag, made when missing
-    dvc repro       the stages of one invocation share a run, too
-    else            the stage is its own pipeline
-"""
+"""Runs: a stage's, a pipeline's, and one that another process began."""
 
 import json
 import os
-import platform
-import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from cloc import __version__
 from cloc.config.load import flatten
 from cloc.config.schema import TrackingConfig
-from cloc.errors import ConfigError
 from cloc.stage import StageResult
+from cloc.tracking.provenance import common_tags, parent_run
+from cloc.tracking.rows import NO_METRICS, Row, first_metric, metric_name, metrics_of, row_batches
+from cloc.tracking.store import STORE_VARIABLE, connect, open_store
 
-_KEY_TAG = "cloc.run_key"
-_NO_METRICS = frozenset({"step", "seconds"})
 _PARAM_LIMIT = 500
-_BATCH = 900
 _ARTIFACT_LIMIT = 64 * 2**20
-DEFAULT_STORE = "sqlite:///mlflow.db"
-STAGE_RUN, STAGE_URI = "CLOC_MLFLOW_RUN_ID", "MLFLOW_TRACKING_URI"
+STAGE_RUN, STAGE_URI = "CLOC_MLFLOW_RUN_ID", STORE_VARIABLE
 """Variables that name a stage's run and its store to the processes that the stage starts."""
-BY_SAMPLES = "by_samples/"
-"""How the second curve of a loss or an evaluation begins, whose steps are samples seen."""
-
-Row = Mapping[str, float]
-"""Metrics of a step: {"step": ..., NAME: value, ...}; "seconds" is not logged."""
 
 
 class Run:
@@ -52,14 +35,14 @@ class Run:
             self._client.log_batch(self.run_id, params=values[start : start + 100])
         self._client.log_dict(self.run_id, dict(settings), "settings.json")
 
-    def log_metrics(self, metrics: Mapping[str, float], *, step: int = 0) -> None:
+    def logmetrics_of(self, metrics: Mapping[str, float], *, step: int = 0) -> None:
         """Numbers at a step."""
         self.log_rows([{"step": step, **metrics}])
 
     def log_rows(self, rows: Sequence[Row]) -> None:
         """Points of curves: losses and evaluations against their samples, too."""
         for batch in row_batches(rows):
-            self._client.log_batch(self.run_id, metrics=[metric for row in batch for metric in _metrics(row)])
+            self._client.log_batch(self.run_id, metrics=[metric for row in batch for metric in metrics_of(row)])
 
     def log_inputs(self, inputs: Mapping[str, Any]) -> None:
         """Where the stage read from, and the hashes of the data sets among it."""
@@ -96,7 +79,7 @@ class Run:
             self.set_tag(f"artifact.{name}", location)
         metrics = {**result.metrics, **{f"count/{name}": value for name, value in result.counts.items()}}
         # A curve ends with its metric already; another point at step 0 would be none of the curve's.
-        self.log_metrics({name: value for name, value in metrics.items() if name not in curves})
+        self.logmetrics_of({name: value for name, value in metrics.items() if name not in curves})
         self.set_tag("mlflow.note.content", "\n\n".join([result.message, *pages]))
         if result.registers:
             version = self._register(result.registers, result.message)
@@ -105,13 +88,13 @@ class Run:
     def _log_curves(self, path: Path) -> set[str]:
         """Logs the rows of a file of JSON lines that the run does not have; returns the names of the curves."""
         rows: list[Row] = [json.loads(line) for line in path.read_text().splitlines()]
-        names = {name for row in rows for name in row} - _NO_METRICS
+        names = {name for row in rows for name in row} - NO_METRICS
         present = names & self._client.get_run(self.run_id).data.metrics.keys()
         steps = {
             name: {item.step for item in self._client.get_metric_history(self.run_id, name)}
-            for name in {_first_metric(row) for row in rows} & present
+            for name in {first_metric(row) for row in rows} & present
         }
-        self.log_rows([row for row in rows if row["step"] not in steps.get(_first_metric(row), ())])
+        self.log_rows([row for row in rows if row["step"] not in steps.get(first_metric(row), ())])
         return names
 
     def _artifact_link(self, name: str) -> str:
@@ -121,7 +104,7 @@ class Run:
 
     def set_tag(self, name: str, value: str) -> None:
         """A tag; names are reduced to the characters that MLflow takes."""
-        self._client.set_tag(self.run_id, _metric_name(name), value[:5000])
+        self._client.set_tag(self.run_id, metric_name(name), value[:5000])
 
     def fail(self, reason: str) -> None:
         """Records why the stage failed."""
@@ -141,111 +124,17 @@ class Run:
         return str(version)
 
 
-def _first_metric(row: Row) -> str:
-    """Rows are logged whole: this one's steps are those of the others."""
-    return next((name for name in row if name not in _NO_METRICS), "")
-
-
-def _metrics(row: Row) -> Any:
-    """A row's metrics, against its step; losses and evaluations against its samples as well."""
-    from mlflow.entities import Metric
-    from mlflow.utils.time import get_current_time_millis
-
-    now, step = get_current_time_millis(), int(row["step"])
-    found = [Metric(_metric_name(name), float(row[name]), now, step) for name in row if name not in _NO_METRICS]
-    if "samples" in row:
-        found += [
-            Metric(_metric_name(f"{BY_SAMPLES}{name}"), float(row[name]), now, int(row["samples"]))
-            for name in row
-            if name.startswith(("loss/", "eval/"))
-        ]
-    return found
-
-
-def row_batches(rows: Sequence[Row]) -> Iterator[list[Row]]:
-    """Whole rows, as many as MLflow takes at once."""
-    batch, size = list[Row](), 0
-    for row in rows:
-        if batch and size + 2 * len(row) > _BATCH:
-            yield batch
-            batch, size = [], 0
-        batch.append(row)
-        size += 2 * len(row)
-    if batch:
-        yield batch
-
-
-def _metric_name(name: str) -> str:
-    return "".join(c if c.isalnum() or c in "_-. /" else "_" for c in name)
-
-
 def attach(run_id: str, uri: str) -> Run:
     """A run that exists, by its id and its store: to log to it from another process. Imports mlflow, and asks nothing
     of the store yet."""
-    return Run(_client(uri), run_id, uri=uri, model_name="")
-
-
-def tracking_uri(config: TrackingConfig) -> str:
-    """Store or server: the settings', else MLFLOW_TRACKING_URI, else SQLite in the working directory."""
-    return config.uri or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_STORE
-
-
-def _open(config: TrackingConfig) -> tuple[Any, str, str]:
-    """A client, its URI and the experiment's id."""
-    from mlflow.exceptions import MlflowException
-
-    uri = tracking_uri(config)
-    try:
-        client = _client(uri)
-        experiment = client.get_experiment_by_name(config.experiment)
-        return client, uri, experiment.experiment_id if experiment else client.create_experiment(config.experiment)
-    except (MlflowException, OSError) as error:
-        reason = str(error).splitlines()[0][:300]
-        raise ConfigError(
-            f"MLflow at {uri} cannot be used ({reason}); set tracking.uri or MLFLOW_TRACKING_URI"
-        ) from None
-
-
-def _client(uri: str) -> Any:
-    import logging
-
-    logging.getLogger("alembic").setLevel(logging.WARNING)
-    logging.getLogger("mlflow").setLevel(logging.WARNING)
-    from mlflow import MlflowClient
-
-    return MlflowClient(tracking_uri=uri)
-
-
-def _common_tags() -> dict[str, str]:
-    tags = {
-        "cloc.version": __version__,
-        "python": platform.python_version(),
-        "host": platform.node(),
-        "mlflow.user": os.environ.get("USER", ""),
-    }
-    commit = _git("rev-parse", "HEAD")
-    if commit:
-        tags["mlflow.source.git.commit"] = commit
-        tags["git.dirty"] = str(bool(_git("status", "--porcelain", "--untracked-files=no"))).lower()
-    for name in ("CLOC_KFP_RUN_URL", "DVC_EXP_NAME"):
-        if os.environ.get(name):
-            tags[name.lower()] = os.environ[name]
-    return tags
-
-
-def _git(*arguments: str) -> str:
-    try:
-        done = subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=10, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return ""  # not a checkout, or no git: then there is no commit to record
-    return done.stdout.strip() if done.returncode == 0 else ""
+    return Run(connect(uri), run_id, uri=uri, model_name="")
 
 
 @contextmanager
 def pipeline_run(config: TrackingConfig, *, name: str, settings: Mapping[str, Any]) -> Iterator[Run]:
     """The parent run of a pipeline; stages started inside (in subprocesses, too) become its children."""
-    client, uri, experiment = _open(config)
-    created = client.create_run(experiment, run_name=name, tags={**_common_tags(), "cloc.kind": "pipeline"})
+    client, uri, experiment = open_store(config)
+    created = client.create_run(experiment, run_name=name, tags={**common_tags(), "cloc.kind": "pipeline"})
     run = Run(client, created.info.run_id, uri=uri, model_name=config.model_name)
     run.log_settings(settings)
     try:
@@ -277,9 +166,9 @@ def _exported(values: Mapping[str, str]) -> Iterator[None]:
 def stage_run(config: TrackingConfig, *, stage: str, settings: Mapping[str, Any]) -> Iterator[Run]:
     """The run of one stage, under the pipeline's run where there is one. Processes that the stage starts know it by the
     variables `STAGE_RUN` and `STAGE_URI`."""
-    client, uri, experiment = _open(config)
-    parent = _parent(client, experiment)
-    tags = {**_common_tags(), "cloc.kind": "stage", "cloc.stage": stage}
+    client, uri, experiment = open_store(config)
+    parent = parent_run(client, experiment)
+    tags = {**common_tags(), "cloc.kind": "stage", "cloc.stage": stage}
     if parent:
         tags["mlflow.parentRunId"] = parent
         experiment = client.get_run(parent).info.experiment_id
@@ -293,32 +182,3 @@ def stage_run(config: TrackingConfig, *, stage: str, settings: Mapping[str, Any]
         client.set_terminated(run.run_id, "FAILED" if isinstance(error, Exception) else "KILLED")
         raise
     client.set_terminated(run.run_id, "FINISHED")
-
-
-def _parent(client: Any, experiment: str) -> str | None:
-    given = os.environ.get("MLFLOW_RUN_ID")
-    if given:
-        return given
-    key = os.environ.get("CLOC_RUN_KEY") or _dvc_key()
-    if not key:
-        return None
-    found = client.search_runs([experiment], filter_string=f"tags.`{_KEY_TAG}` = '{key}'", max_results=1)
-    if found:
-        return str(found[0].info.run_id)
-    name = f"dvc-{os.environ['DVC_EXP_NAME']}" if os.environ.get("DVC_EXP_NAME") else key
-    tags = {**_common_tags(), _KEY_TAG: key, "cloc.kind": "pipeline"}
-    created = client.create_run(experiment, run_name=name, tags=tags)
-    client.set_terminated(created.info.run_id, "FINISHED")
-    return str(created.info.run_id)
-
-
-def _dvc_key() -> str | None:
-    """A key shared by the stages of one `dvc repro`: its process and when that began."""
-    if "DVC_ROOT" not in os.environ:
-        return None
-    import psutil
-
-    for process in psutil.Process().parents():
-        if any(Path(part).name == "dvc" for part in process.cmdline()[:3]):
-            return f"dvc-{process.pid}-{int(process.create_time())}"
-    return None

@@ -1,0 +1,26 @@
+"""MLflow: one run per pipeline run, the stages as its children. The only part that imports mlflow.
+
+Where the pipeline's run comes from, in this order:
+    MLFLOW_RUN_ID   a run that exists (the pipeline's own, or one that a KFP server made)
+    CLOC_RUN_KEY    any key shared by the stages of a pipeline run (the KFP run id): found by tag, made when missing
+    dvc repro       the stages of one invocation share a run, too
+    else            the stage is its own pipeline
+"""
+
+from cloc.tracking.rows import BY_SAMPLES, Row, row_batches
+from cloc.tracking.runs import STAGE_RUN, STAGE_URI, Run, attach, pipeline_run, stage_run
+from cloc.tracking.store import DEFAULT_STORE, tracking_uri
+
+__all__ = [
+    "BY_SAMPLES",
+    "DEFAULT_STORE",
+    "STAGE_RUN",
+    "STAGE_URI",
+    "Row",
+    "Run",
+    "attach",
+    "pipeline_run",
+    "row_batches",
+    "stage_run",
+    "tracking_uri",
+]

@@ -1,0 +1,67 @@
+"""Which run a stage belongs to, and what every run says of where it comes from."""
+
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from cloc import __version__
+
+_KEY_TAG = "cloc.run_key"
+
+
+def common_tags() -> dict[str, str]:
+    """Tags of every run: versions, host, user, git commit and where it was started from."""
+    tags = {
+        "cloc.version": __version__,
+        "python": platform.python_version(),
+        "host": platform.node(),
+        "mlflow.user": os.environ.get("USER", ""),
+    }
+    commit = _git("rev-parse", "HEAD")
+    if commit:
+        tags["mlflow.source.git.commit"] = commit
+        tags["git.dirty"] = str(bool(_git("status", "--porcelain", "--untracked-files=no"))).lower()
+    for name in ("CLOC_KFP_RUN_URL", "DVC_EXP_NAME"):
+        if os.environ.get(name):
+            tags[name.lower()] = os.environ[name]
+    return tags
+
+
+def _git(*arguments: str) -> str:
+    try:
+        done = subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""  # not a checkout, or no git: then there is no commit to record
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def parent_run(client: Any, experiment: str) -> str | None:
+    """Id of the pipeline's run that a stage belongs to, by the order told in `cloc.tracking`; None for none."""
+    given = os.environ.get("MLFLOW_RUN_ID")
+    if given:
+        return given
+    key = os.environ.get("CLOC_RUN_KEY") or _dvc_key()
+    if not key:
+        return None
+    found = client.search_runs([experiment], filter_string=f"tags.`{_KEY_TAG}` = '{key}'", max_results=1)
+    if found:
+        return str(found[0].info.run_id)
+    name = f"dvc-{os.environ['DVC_EXP_NAME']}" if os.environ.get("DVC_EXP_NAME") else key
+    tags = {**common_tags(), _KEY_TAG: key, "cloc.kind": "pipeline"}
+    created = client.create_run(experiment, run_name=name, tags=tags)
+    client.set_terminated(created.info.run_id, "FINISHED")
+    return str(created.info.run_id)
+
+
+def _dvc_key() -> str | None:
+    """A key shared by the stages of one `dvc repro`: its process and when that began."""
+    if "DVC_ROOT" not in os.environ:
+        return None
+    import psutil
+
+    for process in psutil.Process().parents():
+        if any(Path(part).name == "dvc" for part in process.cmdline()[:3]):
+            return f"dvc-{process.pid}-{int(process.create_time())}"
+    return None

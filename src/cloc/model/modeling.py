@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPModel, PreTrainedConfig, PreTrainedModel, SiglipModel, initialization
 
-from cloc.model import checks
+from cloc.model import checks, masked
 from cloc.model.configuration import CLOCConfig, CLOCSiglipConfig
 from cloc.model.prompter import ImageMemory, Prompter, init_linear
 from cloc.model.roi_align import roi_align, roi_grid
@@ -39,10 +39,12 @@ class EncodedImages:
     Attributes:
         tokens_BND: spatial tokens, [CLS] first, before pooled projection and normalisation (paper: f'_I).
         embeds_BE: image embeddings, not normalised (paper: f_I), as CLIP's.
+        pooled_BND: what the last attention pools: what enters a CLIP's last layer, SigLIP's tokens; if asked for.
     """
 
     tokens_BND: Tensor
     embeds_BE: Tensor
+    pooled_BND: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -126,13 +128,16 @@ class RegionModel(PreTrainedModel, ABC):
         return hasattr(self, "prompter")
 
     @abstractmethod
-    def encode_image(self, pixel_values: Tensor, *, interpolate: bool = False) -> EncodedImages:
+    def encode_image(
+        self, pixel_values: Tensor, *, interpolate: bool = False, keep_pooled: bool = False
+    ) -> EncodedImages:
         """Encodes images.
 
         Args:
             pixel_values: (B, 3, S, S), normalised as the processor does.
             interpolate: S may be any multiple of the patch size: position embeddings are interpolated (bicubic), and
                 regions are prompted as ever, their boxes being shares of the input.
+            keep_pooled: also keep what `embed_masked` reads.
         """
 
     @abstractmethod
@@ -142,6 +147,10 @@ class RegionModel(PreTrainedModel, ABC):
     @abstractmethod
     def embed_roi(self, tokens_BND: Tensor, boxes_BM4: Tensor) -> Tensor:
         """RoIAlign over the spatial tokens, then the family's own image head: any CLIP's region reader. (B, M, E)."""
+
+    @abstractmethod
+    def embed_masked(self, pooled_BND: Tensor, boxes_BM4: Tensor) -> Tensor:
+        """The image's own pooling of `pooled_BND`, limited to a box's patches (see `cloc.model.masked`): (B, M, E)."""
 
     def prompt(
         self,
@@ -291,8 +300,14 @@ class CLOCModel(RegionModel, CLIPModel):
         if module is self and hasattr(self, "logit_bias"):
             initialization.zeros_(self.logit_bias)
 
-    def encode_image(self, pixel_values: Tensor, *, interpolate: bool = False) -> EncodedImages:
+    def encode_image(
+        self, pixel_values: Tensor, *, interpolate: bool = False, keep_pooled: bool = False
+    ) -> EncodedImages:
         """See `RegionModel.encode_image`; the embedding is that of [CLS]."""
+        if keep_pooled:
+            entering_BND, tokens_BND = masked.clip_layers(self.vision_model, pixel_values, interpolate=interpolate)
+            cls_BD = self.vision_model.post_layernorm(tokens_BND[:, 0])
+            return EncodedImages(tokens_BND, self.visual_projection(cls_BD), entering_BND)
         output = self.vision_model(pixel_values=pixel_values, interpolate_pos_encoding=interpolate)
         return EncodedImages(output.last_hidden_state, self.visual_projection(output.pooler_output))
 
@@ -305,6 +320,11 @@ class CLOCModel(RegionModel, CLIPModel):
         """See `RegionModel.embed_roi`: the mean token takes the place of [CLS]."""
         pooled = roi_align(tokens_BND[:, self.prefix_tokens :], boxes_BM4, samples=_SAMPLES)
         return self.visual_projection(self.vision_model.post_layernorm(pooled))
+
+    def embed_masked(self, pooled_BND: Tensor, boxes_BM4: Tensor) -> Tensor:
+        """See `RegionModel.embed_masked`: [CLS] in the last layer sees itself and the box's patches."""
+        cls_BMD = masked.clip_pool(self.vision_model.encoder.layers[-1], pooled_BND, boxes_BM4, grid=self.grid)
+        return self.visual_projection(self.vision_model.post_layernorm(cls_BMD))
 
 
 class CLOCSiglipModel(RegionModel, SiglipModel):
@@ -326,10 +346,13 @@ class CLOCSiglipModel(RegionModel, SiglipModel):
         super()._init_weights(module)
         self._init_region_weights(module)
 
-    def encode_image(self, pixel_values: Tensor, *, interpolate: bool = False) -> EncodedImages:
+    def encode_image(
+        self, pixel_values: Tensor, *, interpolate: bool = False, keep_pooled: bool = False
+    ) -> EncodedImages:
         """See `RegionModel.encode_image`; the tokens are those that SigLIP's attention pool reads."""
         output = self.vision_model(pixel_values=pixel_values, interpolate_pos_encoding=interpolate)
-        return EncodedImages(output.last_hidden_state, output.pooler_output)
+        tokens_BND = output.last_hidden_state
+        return EncodedImages(tokens_BND, output.pooler_output, tokens_BND if keep_pooled else None)
 
     def encode_text(self, input_ids: Tensor) -> Tensor:
         """See `RegionModel.encode_text`; ids must be padded to the full length, as SigLIP was trained."""
@@ -346,6 +369,10 @@ class CLOCSiglipModel(RegionModel, SiglipModel):
         """See `RegionModel.embed_roi`: SigLIP's attention pool reads the box's grid of tokens."""
         grid_BMPD = roi_grid(tokens_BND, boxes_BM4, bins=_SAMPLES)
         return self.vision_model.head(grid_BMPD.flatten(0, 1)).unflatten(0, grid_BMPD.shape[:2])
+
+    def embed_masked(self, pooled_BND: Tensor, boxes_BM4: Tensor) -> Tensor:
+        """See `RegionModel.embed_masked`: the attention pool reads the box's patches."""
+        return masked.siglip_pool(self.vision_model.head, pooled_BND, boxes_BM4, grid=self.grid)
 
 
 def tight_boxes(masks_BMHW: Tensor) -> Tensor:

@@ -155,7 +155,7 @@ def test_data_set_reads_back_joined(tmp_path: Path) -> None:
     data = make_dataset(tmp_path)
     assert data.rows("attributes", data.manifest.shards[0]) == {}
     for name in ("captions", "regions", "attributes"):
-        tables.write_table(FolderStorage(tmp_path), name, "00000", ROWS[name])  # type: ignore[arg-type]
+        tables.write_table(FolderStorage(tmp_path), name, "00000", ROWS[name])
     found = list(data.read_all())
     assert data.rows("attributes", data.manifest.shards[0]) == {"k0": ROWS["attributes"]}
     assert [item.sample for item in found] == SAMPLES

@@ -10,7 +10,7 @@ from PIL import Image
 
 from cloc.config import Config, parse
 from cloc.data.dataset import Dataset
-from cloc.data.scenes import captions, render, splits, stage, wording
+from cloc.data.scenes import attributes, captions, render, splits, stage, wording
 from cloc.data.scenes.alt_text import alt_text, region_text
 from cloc.data.scenes.glyphs import character, stamp
 from cloc.data.scenes.vocabulary import (
@@ -292,3 +292,70 @@ def test_no_held_out_pair_is_ever_drawn_for_the_trained_splits(split: str) -> No
     for index in range(job.start, job.stop):
         _, scene = splits.picture(job, index)
         assert {(item.kind, item.tint) for item in scene.objects} <= allowed
+
+
+# --- questions about attributes
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "one", "two"),
+    [
+        ("key", "key", 0, 0),
+        ("red key", "key", 7, 0),
+        ("large red key", "key", 7 + 1, 7),
+        ("small orange candy cane", "candy cane", 7 + 1, 7),
+    ],
+)
+def test_hard_negatives_change_one_or_two_attributes(text: str, kind: str, one: int, two: int) -> None:
+    found = attributes.hard_negatives(text, kind)
+    assert {level: len(texts) for level, texts in found.items()} == {
+        level: count for level, count in zip(attributes.LEVELS, (one, two), strict=True) if count
+    }
+    for changes, level in enumerate(attributes.LEVELS, start=1):
+        for negative in found.get(level, []):
+            assert negative.endswith(f" {kind}")
+            assert sum(a != b for a, b in zip(negative.split(), text.split(), strict=True)) == changes
+        assert len(set(found.get(level, []))) == len(found.get(level, []))
+
+
+def test_the_texts_of_a_scene_have_hard_negatives_that_are_wrong_for_it(scenes: list[render.Scene]) -> None:
+    rng, asked = np.random.default_rng(0), 0
+    for item in (item for scene in scenes for item in scene.objects):
+        text = region_text(rng, item)
+        right = {wording.name(item.kind, item.tint, size) for size in (None, item.size)}
+        for negatives in attributes.hard_negatives(text, item.kind.name).values():
+            asked += 1
+            assert not right & set(negatives)
+    assert asked > 200
+
+
+def test_evaluated_splits_ask_about_every_region_that_states_an_attribute(collection: Path) -> None:
+    for split in SIZES:
+        data = Dataset.open(collection / split)
+        for shard in data.manifest.shards:
+            asked = data.rows("attributes", shard)
+            if split in ("train", "seed"):
+                assert not asked
+                continue
+            for key, regions in data.rows("regions", shard).items():
+                place = [
+                    (*(row[name] for name in ("x1", "y1", "x2", "y2", "text")), level)
+                    for row in regions
+                    for level in attributes.hard_negatives(row["text"], row["label"])
+                ]
+                rows = asked.pop(key, [])
+                assert [tuple(row[n] for n in ("x1", "y1", "x2", "y2", "text", "level")) for row in rows] == place
+                assert all(len(row["negatives"]) >= 7 for row in rows)
+            assert not asked
+            data.check(shard)
+
+
+def test_questions_are_added_to_pictures_that_were_rendered_before(tmp_path: Path) -> None:
+    config, place = _config(train_images=0, seed_images=0), stage.Outputs(data=str(tmp_path))
+    before = _run(tmp_path, config)
+    for path in tmp_path.glob("*/attributes/*.parquet"):
+        path.unlink()
+    again = stage.run(config, inputs=stage.Inputs(), outputs=place)
+    assert again.counts["rendered"] == 0
+    after = {str(path.relative_to(tmp_path)): path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert after == before

@@ -2,7 +2,7 @@
 
 import hashlib
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from typing import Any
@@ -12,6 +12,7 @@ import numpy as np
 from cloc.config.schema import ScenesConfig
 from cloc.data import fingerprints
 from cloc.data.images import perceptual_hash
+from cloc.data.scenes import attributes
 from cloc.data.scenes.alt_text import alt_text, region_text
 from cloc.data.scenes.captions import caption
 from cloc.data.scenes.render import Scene, encode_jpeg, render
@@ -27,6 +28,9 @@ from cloc.stage import fingerprint
 VERSION = 1
 SOURCE = "cloc scenes"
 LICENCE = "CC-BY-4.0 (icons: Font Awesome Free 6.6.0)"
+
+# Splits that are not evaluated: they ask no questions about attributes.
+TRAINED_ON = ("train", "seed")
 
 # What each split may show.
 SPLITS = {
@@ -57,6 +61,24 @@ class ShardJob:
         """Hash of all that the shard's bytes follow from."""
         settings = {key: value for key, value in asdict(self).items() if key != "url"}
         return fingerprint(VERSION, _vocabulary_hash(), settings)
+
+    @property
+    def asks(self) -> bool:
+        """Whether the split has questions about attributes: those that are evaluated do."""
+        return self.split not in TRAINED_ON
+
+    def asked(self, storage: Storage, shard: Shard) -> bool:
+        """Whether the shard's questions about attributes are there, or it has none."""
+        return not self.asks or is_current(storage, "attributes", self.name, **self._attribute_hashes(shard))
+
+    def ask(self, storage: Storage, shard: Shard, regions: Iterable[Mapping[str, Any]]) -> None:
+        """Writes the questions about the attributes of the shard's regions, where the split has them."""
+        if self.asks:
+            rows = attributes.questions(regions)
+            write_table(storage, "attributes", self.name, rows, **self._attribute_hashes(shard))
+
+    def _attribute_hashes(self, shard: Shard) -> dict[str, str]:
+        return {"input_hash": shard.sha256, "config_hash": fingerprint(attributes.VERSION, self.config_hash)}
 
 
 @dataclass(frozen=True)
@@ -102,6 +124,7 @@ def write_shard(job: ShardJob) -> ShardReport:
     hashes = {"input_hash": shard.sha256, "config_hash": job.config_hash}
     write_table(storage, "captions", job.name, captions, **hashes)
     write_table(storage, "regions", job.name, regions, **hashes)
+    job.ask(storage, shard, regions)
     fingerprints.write(storage, shard, prints)
     return ShardReport(shard=shard, regions=len(regions), reused=False)
 
@@ -153,7 +176,10 @@ def _existing(storage: Storage, job: ShardJob) -> ShardReport | None:
         return None
     if not fingerprints.is_made(storage, shard):
         return None
-    return ShardReport(shard=shard, regions=len(read_table(storage, "regions", job.name)), reused=True)
+    regions = read_table(storage, "regions", job.name).to_pylist()
+    if not job.asked(storage, shard):
+        job.ask(storage, shard, regions)
+    return ShardReport(shard=shard, regions=len(regions), reused=True)
 
 
 @cache

@@ -120,7 +120,8 @@ def _is_finished(jobs: Sequence[ShardJob]) -> bool:
         and has_table(storage, "captions", shard.name)
         and has_table(storage, "regions", shard.name)
         and has_table(storage, "fingerprints", shard.name)
-        for shard in manifest.shards
+        and job.asked(storage, shard)
+        for job, shard in zip(jobs, manifest.shards, strict=True)
     )
 
 

@@ -3,8 +3,12 @@
 import numpy as np
 import pytest
 
-from cloc.evaluation import bootstrap, grounding, region_recognition, retrieval
+from cloc.evaluation import grounding, region_recognition, retrieval, statistics
 from cloc.evaluation.region_recognition import recognize
+
+
+def _values(scores):
+    return {name: estimate.value for name, estimate in scores.figures.items()}
 
 
 def _regions(credit, labels, images=None, *, classes=("a", "b", "c")):
@@ -15,7 +19,7 @@ def _regions(credit, labels, images=None, *, classes=("a", "b", "c")):
         np.asarray(labels, dtype=int),
         images,
         classes=classes,
-        draws_SN=bootstrap.draws(n),
+        draws_SN=statistics.draws(n),
     )
 
 
@@ -25,8 +29,8 @@ class TestRegionRecognition:
         found = recognize(7 * np.eye(3)[labels], np.eye(3), labels)
         assert found.predicted.tolist() == [0, 1, 2, 1]
         scores = _regions(found.credit, labels)
-        assert (scores.macc, scores.top1, scores.regions) == (1, 1, 4)
-        assert scores.macc_interval.to_json() == [1, 1]
+        assert _values(scores) == {"mAcc": 1, "top1": 1}
+        assert scores.figures["mAcc"].interval.to_json() == [1, 1]
 
     def test_permuted_labels_are_wrong_everywhere(self):
         labels = np.array([0, 1, 2])
@@ -37,8 +41,8 @@ class TestRegionRecognition:
         labels = np.array([0] * 8 + [1] * 2)
         always_first = np.tile([1.0, 0.1, 0.1], (10, 1))
         scores = _regions(recognize(always_first, np.eye(3), labels).credit, labels)
-        assert scores.top1 == pytest.approx(0.8)
-        assert scores.macc == pytest.approx(0.5)  # over the two classes that occur, not over three
+        assert scores.figures["top1"].value == pytest.approx(0.8)
+        assert scores.figures["mAcc"].value == pytest.approx(0.5)  # over the two classes that occur, not over three
         assert scores.per_class == {"a": (1.0, 8), "b": (0.0, 2)}
         assert scores.classes == 3
 
@@ -57,8 +61,8 @@ class TestRegionRecognition:
     def test_no_regions(self):
         found = recognize(np.zeros((0, 3)), np.eye(3), np.zeros(0, dtype=int))
         scores = _regions(found.credit, [])
-        assert (scores.macc, scores.top1, scores.regions, scores.per_class) == (0, 0, 0, {})
-        assert scores.macc_interval.to_json() == [0, 0]
+        assert (_values(scores), scores.figures["top1"].n, scores.per_class) == ({"mAcc": 0, "top1": 0}, 0, {})
+        assert scores.figures["mAcc"].interval.to_json() == [0, 0]
 
     def test_many_regions_are_scored_as_few(self, monkeypatch):
         rng = np.random.default_rng(0)
@@ -72,35 +76,35 @@ class TestRegionRecognition:
 
 def _retrieve(images, texts, owners):
     images, texts = np.asarray(images, dtype=float), np.asarray(texts, dtype=float)
-    return retrieval.score(images, texts, np.asarray(owners), draws_SN=bootstrap.draws(len(images)))
+    return retrieval.score(images, texts, np.asarray(owners), draws_SN=statistics.draws(len(images)))
 
 
 class TestRetrieval:
     def test_perfect_features(self):
         scores = _retrieve(np.eye(12), np.eye(12), range(12))
-        assert scores.image_to_text.recall == {1: 1, 5: 1, 10: 1}
-        assert scores.text_to_image.recall == {1: 1, 5: 1, 10: 1}
+        assert _values(scores.image_to_text) == {"R@1": 1, "R@5": 1, "R@10": 1}
+        assert _values(scores.text_to_image) == {"R@1": 1, "R@5": 1, "R@10": 1}
         assert (scores.image_to_text.candidates, scores.image_to_text.queries) == (12, 12)
 
     def test_shifted_features_are_found_second(self):
         # Each image is most like the next one's caption, and then like its own.
         images = np.eye(12) * 0.8 + np.roll(np.eye(12), 1, axis=1) * 0.9
         scores = _retrieve(images, np.eye(12), range(12))
-        assert scores.image_to_text.recall == {1: 0, 5: 1, 10: 1}
+        assert _values(scores.image_to_text) == {"R@1": 0, "R@5": 1, "R@10": 1}
         assert scores.image_to_text.nearest.tolist() == [*range(1, 12), 0]
 
     def test_any_of_an_images_captions_counts(self):
         # Two images, two captions each: image 0 is found by its second caption alone.
         texts = [[0.0, 0.9], [1, 0], [0, 1], [0, 0.8]]
         scores = _retrieve(np.eye(2), texts, [0, 0, 1, 1])
-        assert scores.image_to_text.recall[1] == 1
-        assert scores.text_to_image.recall[1] == 0.75  # the caption [0, 0.9] of image 0 finds image 1
+        assert scores.image_to_text.figures["R@1"].value == 1
+        assert scores.text_to_image.figures["R@1"].value == 0.75  # the caption [0, 0.9] of image 0 finds image 1
         assert (scores.text_to_image.queries, scores.text_to_image.candidates) == (4, 2)
 
     def test_one_embedding_for_everything_gets_chance(self):
         scores = _retrieve(np.ones((20, 3)), np.ones((20, 3)), range(20))
-        assert scores.image_to_text.recall[1] == pytest.approx(1 / 20)
-        assert scores.text_to_image.recall[10] == pytest.approx(10 / 20)
+        assert scores.image_to_text.figures["R@1"].value == pytest.approx(1 / 20)
+        assert scores.text_to_image.figures["R@10"].value == pytest.approx(10 / 20)
 
     def test_equal_captions_share_the_hit(self):
         scores = _retrieve(np.eye(3), [[1, 0, 0], [1, 0, 0], [0, 0, 1]], range(3))
@@ -122,7 +126,7 @@ class TestRetrieval:
             assert credit[k][0] == pytest.approx(hits[k] / 4000, abs=0.03)
 
     def test_few_candidates_are_all_hits_at_ten(self):
-        assert _retrieve(np.eye(2)[::-1], np.eye(2), range(2)).image_to_text.recall == {1: 0, 5: 1, 10: 1}
+        assert _values(_retrieve(np.eye(2)[::-1], np.eye(2), range(2)).image_to_text) == {"R@1": 0, "R@5": 1, "R@10": 1}
 
     def test_an_image_without_caption_is_refused(self):
         with pytest.raises(ValueError, match="1 of 2 images have no caption"):
@@ -133,11 +137,11 @@ class TestGrounding:
     def test_known_overlaps(self):
         labelled = np.array([[0, 0, 0.5, 0.5], [0, 0, 0.5, 0.5], [0.5, 0.5, 1, 1]])
         predicted = np.array([[0, 0, 0.5, 0.5], [0, 0, 0.5, 0.25], [0, 0, 0.4, 0.4]])
-        scores = grounding.score(predicted, labelled, np.arange(3), draws_SN=bootstrap.draws(3))
+        scores = grounding.score(predicted, labelled, np.arange(3), draws_SN=statistics.draws(3))
         assert scores.iou.tolist() == [1, 0.5, 0]
-        assert scores.accuracy == pytest.approx(2 / 3)  # 0.5 itself counts
-        assert scores.mean_iou == pytest.approx(0.5)
-        assert scores.phrases == 3
+        assert scores.figures["acc@0.5"].value == pytest.approx(2 / 3)  # 0.5 itself counts
+        assert scores.figures["mean_iou"].value == pytest.approx(0.5)
+        assert scores.figures["mean_iou"].n == 3
 
     def test_swapped_corners_overlap_nothing(self):
         box = np.array([[0.2, 0.2, 0.6, 0.6]])
@@ -145,46 +149,9 @@ class TestGrounding:
 
     def test_no_phrases(self):
         none = np.zeros((0, 4))
-        scores = grounding.score(none, none, np.zeros(0, dtype=int), draws_SN=bootstrap.draws(5))
-        assert (scores.accuracy, scores.mean_iou, scores.phrases) == (0, 0, 0)
+        scores = grounding.score(none, none, np.zeros(0, dtype=int), draws_SN=statistics.draws(5))
+        assert (_values(scores), scores.figures["mean_iou"].n) == ({"acc@0.5": 0, "mean_iou": 0}, 0)
 
     def test_only_phrases_that_stand_once_are_asked(self):
         phrases = ["a red key", "A  red key ", "blue cup", "", "blue  cups"]
         assert grounding.unambiguous(phrases) == [2, 4]
-
-
-class TestBootstrap:
-    def test_the_interval_of_a_mean_is_the_textbook_one(self):
-        hits = (np.arange(400) % 4 == 0).astype(float)  # 0.25
-        interval = bootstrap.ratio_interval(hits, np.ones(400), bootstrap.draws(400, resamples=4000))
-        deviation = 1.96 * np.sqrt(0.25 * 0.75 / 400)
-        assert interval.low == pytest.approx(0.25 - deviation, abs=0.006)
-        assert interval.high == pytest.approx(0.25 + deviation, abs=0.006)
-
-    def test_one_image_has_no_spread(self):
-        assert bootstrap.ratio_interval(np.array([3.0]), np.array([4.0]), bootstrap.draws(1)).to_json() == [0.75, 0.75]
-
-    def test_items_of_an_image_come_together(self):
-        # Ten images of 40 items that are all right or all wrong: as wide as ten items, not as 400.
-        sums, counts = np.repeat([0.0, 40.0], 5), np.full(10, 40.0)
-        interval = bootstrap.ratio_interval(sums, counts, bootstrap.draws(10))
-        assert interval.high - interval.low > 0.5
-
-    def test_macro_interval_against_one_resample_at_a_time(self):
-        rng = np.random.default_rng(0)
-        images, classes = rng.integers(20, size=100), rng.integers(6, size=100)
-        hits = (rng.random(100) < 0.5).astype(float)
-        draws = bootstrap.draws(20, resamples=101)
-        means = []
-        for weights in draws:
-            each = weights[images]
-            sums = [(each * hits)[classes == c].sum() / n for c in range(6) if (n := each[classes == c].sum())]
-            means.append(np.mean(sums))
-        low, high = np.percentile(means, [2.5, 97.5])
-        found = bootstrap.macro_interval(hits, images, classes, draws)
-        assert found.to_json() == pytest.approx([low, high])
-
-    def test_draws_are_reproducible_and_complete(self):
-        draws = bootstrap.draws(7)
-        assert (draws.sum(axis=1) == 7).all()
-        assert (draws == bootstrap.draws(7)).all()

@@ -6,38 +6,29 @@ counted as ambiguous. Accuracy is the share of phrases whose box has an IoU of a
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from cloc.boxes import BoxesXYXY, area
-from cloc.evaluation.bootstrap import Interval, ratio_interval
+from cloc.evaluation.statistics import Draws, Estimate, Floats, Indices, mean_estimate
 
+NAME = "grounding"
 VERSION = 1
 THRESHOLD = 0.5
 
-Floats = npt.NDArray[np.floating]
 
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class GroundingScores:
     """The protocol's figures, in [0, 1]; 0 without phrases.
 
     Attributes:
-        accuracy: share of phrases with IoU >= 0.5.
-        mean_iou: mean IoU.
-        phrases: number asked.
-        accuracy_interval, mean_iou_interval: 95 %, over images.
+        figures: "acc@0.5", the share of phrases with IoU >= 0.5, and "mean_iou".
         iou: of each phrase.
     """
 
-    accuracy: float
-    mean_iou: float
-    phrases: int
-    accuracy_interval: Interval
-    mean_iou_interval: Interval
+    figures: Mapping[str, Estimate]
     iou: Floats
 
 
@@ -61,33 +52,19 @@ def paired_iou(a: BoxesXYXY, b: BoxesXYXY) -> Floats:
     return ratio
 
 
-def score(
-    predicted: BoxesXYXY,
-    labelled: BoxesXYXY,
-    images: npt.NDArray[np.integer],
-    *,
-    draws_SN: npt.NDArray[np.int64],
-) -> GroundingScores:
+def score(predicted: BoxesXYXY, labelled: BoxesXYXY, images: Indices, *, draws_SN: Draws) -> GroundingScores:
     """Scores predicted boxes.
 
     Args:
         predicted, labelled: box of each phrase, (P, 4), xyxy in [0, 1] of the original image.
         images: index of each phrase's image.
-        draws_SN: resamples of the images (`bootstrap.draws`).
+        draws_SN: resamples of the images (`statistics.draws`).
     """
     iou = paired_iou(predicted, labelled)
-    hit = (iou >= THRESHOLD).astype(np.float64)
-    n = draws_SN.shape[1]
-    counts_N = np.bincount(images, minlength=n).astype(np.float64)
-
-    def interval(values: Floats) -> Interval:
-        return ratio_interval(np.bincount(images, weights=values, minlength=n).astype(np.float64), counts_N, draws_SN)
-
     return GroundingScores(
-        accuracy=float(hit.mean()) if len(hit) else 0.0,
-        mean_iou=float(iou.mean()) if len(iou) else 0.0,
-        phrases=len(iou),
-        accuracy_interval=interval(hit),
-        mean_iou_interval=interval(iou),
+        figures={
+            "acc@0.5": mean_estimate((iou >= THRESHOLD).astype(np.float64), images, draws_SN),
+            "mean_iou": mean_estimate(iou, images, draws_SN),
+        },
         iou=iou,
     )

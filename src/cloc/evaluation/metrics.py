@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from cloc.evaluation import bootstrap, grounding, region_recognition, retrieval
+from cloc.evaluation import grounding, region_recognition, retrieval, statistics
 from cloc.evaluation.features import Features, Items
 from cloc.evaluation.models import EvaluatedModel
 from cloc.evaluation.truth import Split
@@ -51,7 +51,7 @@ def score_split(split: Split, items: Items, features: Mapping[str, Features]) ->
     """Applies the protocols to the features of all models."""
     captioned = np.unique(np.asarray(items.caption_image, dtype=np.int64))
     result = SplitResult(items, _counts(split, items), {}, {}, captioned, {}, {})
-    draws = bootstrap.draws(len(items.keys))
+    draws = statistics.draws(len(items.keys))
     for model, found in features.items():
         _add_regions(result, split, model, found, draws)
         _add_retrieval(result, model, found)
@@ -88,11 +88,8 @@ def _add_regions(result: SplitResult, split: Split, model: str, found: Features,
         scores = region_recognition.score(recognition.credit, labels, images, classes=split.classes, draws_SN=draws)
         result.recognitions[model, reader] = recognition
         region = {
-            "mAcc": scores.macc,
-            "top1": scores.top1,
-            "n": scores.regions,
+            **statistics.scores(scores.figures),
             "classes": scores.classes,
-            "interval": {"mAcc": scores.macc_interval.to_json(), "top1": scores.top1_interval.to_json()},
             "per_class": {name: {"accuracy": acc, "n": n} for name, (acc, n) in scores.per_class.items()},
         }
         result.scores["rows"].append({"model": model, "reader": reader, "region": region})
@@ -104,7 +101,7 @@ def _add_retrieval(result: SplitResult, model: str, found: Features) -> None:
         found.images_NE[result.captioned],
         found.texts_TE,
         image_of_T,
-        draws_SN=bootstrap.draws(len(result.captioned)),
+        draws_SN=statistics.draws(len(result.captioned)),
     )
     result.retrievals[model] = scores
     result.scores["retrieval"][model] = {
@@ -115,8 +112,7 @@ def _add_retrieval(result: SplitResult, model: str, found: Features) -> None:
 
 def _direction(direction: retrieval.Direction) -> dict[str, Any]:
     return {
-        **{f"R@{k}": value for k, value in direction.recall.items()},
-        "interval": {f"R@{k}": value.to_json() for k, value in direction.interval.items()},
+        **statistics.scores(direction.figures),
         "queries": direction.queries,
         "candidates": direction.candidates,
     }
@@ -129,15 +125,7 @@ def _add_grounding(result: SplitResult, model: str, found: Features, draws: Any)
     images = np.asarray(items.phrase_images, dtype=np.int64)
     scores = grounding.score(found.boxes, labelled, images, draws_SN=draws)
     result.boxes[model], result.iou[model] = found.boxes, scores.iou
-    result.scores["grounding"][model] = {
-        "acc@0.5": scores.accuracy,
-        "mean_iou": scores.mean_iou,
-        "n": scores.phrases,
-        "interval": {
-            "acc@0.5": scores.accuracy_interval.to_json(),
-            "mean_iou": scores.mean_iou_interval.to_json(),
-        },
-    }
+    result.scores["grounding"][model] = statistics.scores(scores.figures)
 
 
 def assemble(models: Sequence[EvaluatedModel], splits: Mapping[str, SplitResult]) -> dict[str, Any]:
@@ -150,7 +138,7 @@ def assemble(models: Sequence[EvaluatedModel], splits: Mapping[str, SplitResult]
             "retrieval": retrieval.VERSION,
             "grounding": grounding.VERSION,
         },
-        "bootstrap": {"resamples": bootstrap.RESAMPLES, "seed": bootstrap.SEED, "level": bootstrap.LEVEL},
+        "bootstrap": {"resamples": statistics.RESAMPLES, "seed": statistics.SEED, "level": statistics.LEVEL},
         "headline": {
             "split": next(iter(splits)),
             "candidate": candidates[0] if candidates else "",

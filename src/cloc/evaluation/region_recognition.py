@@ -9,19 +9,16 @@ choice would get on average. Without regions both figures are 0 and `regions` is
 embedding width.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-from cloc.evaluation.bootstrap import Interval, macro_interval, ratio_interval
+from cloc.evaluation.statistics import Draws, Estimate, Floats, Indices, macro_estimate, mean_estimate
 
+NAME = "region_recognition"
 VERSION = 1
 _ROWS = 4096  # regions scored at a time
-
-Floats = npt.NDArray[np.floating]
-Indices = npt.NDArray[np.integer]
 
 
 @dataclass(frozen=True)
@@ -37,26 +34,19 @@ class Recognition:
     credit: Floats
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class RegionScores:
     """The protocol's figures, in [0, 1].
 
     Attributes:
-        macc: mean over the classes that occur of the accuracy in each.
-        top1: mean over regions.
-        regions: R.
+        figures: "mAcc", the mean over the classes that occur of the accuracy in each; "top1", the mean over regions.
         classes: number of classes to choose from (chance is 1 / classes).
         per_class: accuracy and number of regions of each class that occurs.
-        macc_interval, top1_interval: 95 %, over images.
     """
 
-    macc: float
-    top1: float
-    regions: int
+    figures: Mapping[str, Estimate]
     classes: int
-    per_class: dict[str, tuple[float, int]]
-    macc_interval: Interval
-    top1_interval: Interval
+    per_class: Mapping[str, tuple[float, int]]
 
 
 def recognize(regions_RE: Floats, classes_CE: Floats, labels_R: Indices) -> Recognition:
@@ -80,12 +70,7 @@ def recognize(regions_RE: Floats, classes_CE: Floats, labels_R: Indices) -> Reco
 
 
 def score(
-    credit: Floats,
-    labels_R: Indices,
-    images_R: Indices,
-    *,
-    classes: Sequence[str],
-    draws_SN: npt.NDArray[np.int64],
+    credit: Floats, labels_R: Indices, images_R: Indices, *, classes: Sequence[str], draws_SN: Draws
 ) -> RegionScores:
     """The protocol's figures from each region's credit.
 
@@ -94,23 +79,18 @@ def score(
         labels_R: the right class of each region.
         images_R: index of each region's image.
         classes: names of all classes.
-        draws_SN: resamples of the images (`bootstrap.draws`).
+        draws_SN: resamples of the images (`statistics.draws`).
     """
     counts_C = np.bincount(labels_R, minlength=len(classes))
     hits_C = np.bincount(labels_R, weights=credit, minlength=len(classes))
     occurring = np.flatnonzero(counts_C)
-    accuracy = hits_C[occurring] / counts_C[occurring]
-    images = draws_SN.shape[1]
-    hits_N = np.bincount(images_R, weights=credit, minlength=images).astype(np.float64)
-    counts_N = np.bincount(images_R, minlength=images).astype(np.float64)
     return RegionScores(
-        macc=float(accuracy.mean()) if len(occurring) else 0.0,
-        top1=float(credit.mean()) if len(credit) else 0.0,
-        regions=len(credit),
+        figures={
+            "mAcc": macro_estimate(credit, images_R, labels_R, draws_SN),
+            "top1": mean_estimate(credit, images_R, draws_SN),
+        },
         classes=len(classes),
-        per_class={classes[c]: (float(a), int(counts_C[c])) for c, a in zip(occurring.tolist(), accuracy, strict=True)},
-        macc_interval=macro_interval(credit, images_R, labels_R, draws_SN),
-        top1_interval=ratio_interval(hits_N, counts_N, draws_SN),
+        per_class={classes[c]: (float(hits_C[c] / counts_C[c]), int(counts_C[c])) for c in occurring.tolist()},
     )
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import jinja2
 
 from cloc.config import Config
-from cloc.evaluation import bootstrap, gallery, grounding, summary
+from cloc.evaluation import gallery, grounding, statistics, summary
 from cloc.evaluation.gate import Verdict, judge
 from cloc.evaluation.metrics import SplitResult
 from cloc.evaluation.truth import Split
@@ -108,7 +108,7 @@ def render(config: Config, metrics: Mapping[str, Any], split: Split, result: Spl
         shown=shown,
         class_bars=_class_bars(metrics, shown) if shown else [],
         galleries=_galleries(config, split, result, metrics, shown),
-        bootstrap=bootstrap,
+        statistics=statistics,
         threshold=grounding.THRESHOLD,
         data=data,
         config=config,

@@ -10,36 +10,33 @@ So a model that gives everything the same embedding gets chance, and two images 
 share the hit. Shapes: N images, T captions, E embedding width.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import comb
 
 import numpy as np
 import numpy.typing as npt
 
-from cloc.evaluation.bootstrap import Interval, ratio_interval
+from cloc.evaluation.statistics import Draws, Estimate, Floats, Indices, mean_estimate
 
+NAME = "retrieval"
 VERSION = 1
 KS = (1, 5, 10)
 _ROWS = 512  # queries scored at a time
 
-Floats = npt.NDArray[np.floating]
-Indices = npt.NDArray[np.integer]
 
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Direction:
     """One way of the retrieval.
 
     Attributes:
-        recall: R@K by K, in [0, 1].
-        interval: 95 % over images, by K.
+        figures: "R@1", "R@5", "R@10", in [0, 1].
         queries, candidates: how many of each.
         credit: of each query at K = 1.
         nearest: index of each query's nearest candidate.
     """
 
-    recall: dict[int, float]
-    interval: dict[int, Interval]
+    figures: Mapping[str, Estimate]
     queries: int
     candidates: int
     credit: Floats
@@ -54,15 +51,13 @@ class RetrievalScores:
     text_to_image: Direction
 
 
-def score(
-    images_NE: Floats, texts_TE: Floats, image_of_T: Indices, *, draws_SN: npt.NDArray[np.int64]
-) -> RetrievalScores:
+def score(images_NE: Floats, texts_TE: Floats, image_of_T: Indices, *, draws_SN: Draws) -> RetrievalScores:
     """Scores both ways.
 
     Args:
         images_NE, texts_TE: embeddings, normalised to length 1.
         image_of_T: the image that each caption belongs to; every image must have a caption.
-        draws_SN: resamples of the images (`bootstrap.draws`).
+        draws_SN: resamples of the images (`statistics.draws`).
 
     Raises:
         ValueError: an image has no caption.
@@ -83,7 +78,7 @@ def _direction(
     group_Q: Indices,
     group_X: Indices,
     image_Q: Indices,
-    draws_SN: npt.NDArray[np.int64],
+    draws_SN: Draws,
 ) -> Direction:
     """Candidates of a query's own group (here: image) are right."""
     credit = {k: np.zeros(len(queries_QE)) for k in KS}
@@ -96,12 +91,8 @@ def _direction(
         chunk = hits(scores_QX, right_QX)
         for k in KS:
             credit[k][rows] = chunk[k]
-    images = draws_SN.shape[1]
-    counts_N = np.bincount(image_Q, minlength=images).astype(np.float64)
-    sums = {k: np.bincount(image_Q, weights=credit[k], minlength=images).astype(np.float64) for k in KS}
     return Direction(
-        recall={k: float(credit[k].mean()) if len(queries_QE) else 0.0 for k in KS},
-        interval={k: ratio_interval(sums[k], counts_N, draws_SN) for k in KS},
+        figures={f"R@{k}": mean_estimate(credit[k], image_Q, draws_SN) for k in KS},
         queries=len(queries_QE),
         candidates=len(candidates_XE),
         credit=credit[1],

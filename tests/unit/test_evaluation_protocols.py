@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from cloc.evaluation import grounding, region_recognition, retrieval, statistics
+from cloc.evaluation import grounding, ranking, region_recognition, retrieval, statistics
 from cloc.evaluation.region_recognition import recognize
 
 
@@ -68,7 +68,7 @@ class TestRegionRecognition:
         rng = np.random.default_rng(0)
         regions, classes, labels = rng.normal(size=(50, 8)), rng.normal(size=(5, 8)), rng.integers(5, size=50)
         whole = recognize(regions, classes, labels)
-        monkeypatch.setattr(region_recognition, "_ROWS", 7)
+        monkeypatch.setattr(ranking, "_CELLS", 7 * 5)
         pieces = recognize(regions, classes, labels)
         assert (whole.predicted == pieces.predicted).all()
         assert (whole.credit == pieces.credit).all()
@@ -116,13 +116,13 @@ class TestRetrieval:
         rng = np.random.default_rng(1)
         scores = rng.integers(0, 4, size=(1, 30)).astype(float)
         right = rng.random((1, 30)) < 0.1
-        hits = dict.fromkeys(retrieval.KS, 0)
+        hits = dict.fromkeys(ranking.KS, 0)
         for _ in range(4000):
             order = np.lexsort((rng.random(30), -scores[0]))
-            for k in retrieval.KS:
+            for k in ranking.KS:
                 hits[k] += right[0, order[:k]].any()
-        credit = retrieval.hits(scores, right)
-        for k in retrieval.KS:
+        credit = ranking.hits(scores, right)
+        for k in ranking.KS:
             assert credit[k][0] == pytest.approx(hits[k] / 4000, abs=0.03)
 
     def test_few_candidates_are_all_hits_at_ten(self):

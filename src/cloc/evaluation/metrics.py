@@ -18,6 +18,7 @@ import numpy as np
 from cloc.evaluation import grounding, region_recognition, retrieval, statistics
 from cloc.evaluation.features import Features, Items
 from cloc.evaluation.models import EvaluatedModel
+from cloc.evaluation.ranking import KS
 from cloc.evaluation.truth import Split
 
 METRICS_FILE = "metrics.json"
@@ -178,7 +179,7 @@ def flatten(metrics: Mapping[str, Any]) -> dict[str, float]:
             flat[f"{prefix}/top1"] = row["region"]["top1"]
         for model, ways in split["retrieval"].items():
             for way, direction in ways.items():
-                for k in retrieval.KS:
+                for k in KS:
                     key = f"eval/{name}/retrieval/{metrics['models'][model]['slug']}/{way}_R{k}"
                     flat[key] = direction[f"R@{k}"]
         for model, scores in split["grounding"].items():

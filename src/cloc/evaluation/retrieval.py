@@ -12,17 +12,14 @@ share the hit. Shapes: N images, T captions, E embedding width.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import comb
 
 import numpy as np
-import numpy.typing as npt
 
+from cloc.evaluation.ranking import KS, rank
 from cloc.evaluation.statistics import Draws, Estimate, Floats, Indices, mean_estimate
 
 NAME = "retrieval"
 VERSION = 1
-KS = (1, 5, 10)
-_ROWS = 512  # queries scored at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,54 +64,28 @@ def score(images_NE: Floats, texts_TE: Floats, image_of_T: Indices, *, draws_SN:
         raise ValueError(f"retrieval: {n_images - len(np.unique(image_of_T))} of {n_images} images have no caption")
     owner_N = np.arange(n_images)
     return RetrievalScores(
-        image_to_text=_direction(images_NE, texts_TE, owner_N, image_of_T, owner_N, draws_SN),
-        text_to_image=_direction(texts_TE, images_NE, image_of_T, owner_N, image_of_T, draws_SN),
+        image_to_text=direction(
+            images_NE, texts_TE, group_Q=owner_N, group_X=image_of_T, image_Q=owner_N, draws_SN=draws_SN
+        ),
+        text_to_image=direction(
+            texts_TE, images_NE, group_Q=image_of_T, group_X=owner_N, image_Q=image_of_T, draws_SN=draws_SN
+        ),
     )
 
 
-def _direction(
-    queries_QE: Floats,
-    candidates_XE: Floats,
-    group_Q: Indices,
-    group_X: Indices,
-    image_Q: Indices,
-    draws_SN: Draws,
+def direction(
+    queries_QE: Floats, candidates_XE: Floats, *, group_Q: Indices, group_X: Indices, image_Q: Indices, draws_SN: Draws
 ) -> Direction:
-    """Candidates of a query's own group (here: image) are right."""
-    credit = {k: np.zeros(len(queries_QE)) for k in KS}
-    nearest = np.zeros(len(queries_QE), dtype=np.int64)
-    for first in range(0, len(queries_QE), _ROWS):
-        rows = slice(first, first + _ROWS)
-        scores_QX = queries_QE[rows] @ candidates_XE.T
-        right_QX = group_Q[rows, None] == group_X[None, :]
-        nearest[rows] = scores_QX.argmax(axis=1)
-        chunk = hits(scores_QX, right_QX)
-        for k in KS:
-            credit[k][rows] = chunk[k]
+    """Scores one way; see `ranking.rank`.
+
+    Args:
+        image_Q: image that each query is drawn with.
+    """
+    ranking = rank(queries_QE, candidates_XE, group_Q=group_Q, group_X=group_X)
     return Direction(
-        figures={f"R@{k}": mean_estimate(credit[k], image_Q, draws_SN) for k in KS},
+        figures={f"R@{k}": mean_estimate(ranking.credit[k], image_Q, draws_SN) for k in KS},
         queries=len(queries_QE),
         candidates=len(candidates_XE),
-        credit=credit[1],
-        nearest=nearest,
+        credit=ranking.credit[1],
+        nearest=ranking.nearest,
     )
-
-
-def hits(scores_QX: Floats, right_QX: npt.NDArray[np.bool_]) -> dict[int, Floats]:
-    """Credit of each query at each K of `KS`: probability that a right candidate is among the K best.
-
-    Each query needs at least one right candidate.
-    """
-    best_Q1 = np.where(right_QX, scores_QX, -np.inf).max(axis=1, keepdims=True)
-    above_Q = (scores_QX > best_Q1).sum(axis=1)  # all of them wrong
-    tied_QX = scores_QX == best_Q1
-    right_Q, wrong_Q = (tied_QX & right_QX).sum(axis=1), (tied_QX & ~right_QX).sum(axis=1)
-    credit: dict[int, Floats] = {k: (above_Q < k).astype(np.float64) for k in KS}
-    for query in np.flatnonzero(wrong_Q):
-        right, wrong = int(right_Q[query]), int(wrong_Q[query])
-        for k in KS:
-            places = max(0, k - int(above_Q[query]))
-            # None of the first `places` of the tied is right: all of them are drawn from the wrong ones.
-            missed = comb(wrong, places) / comb(right + wrong, places) if places <= wrong else 0.0
-            credit[k][query] = 1.0 - missed
-    return credit

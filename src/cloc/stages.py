@@ -44,6 +44,7 @@ STAGES: Mapping[str, StageSpec] = {
         StageSpec("scenes", "cloc.data.scenes.stage", ("data",), "", "Render the demo data set"),
         StageSpec("ingest", "cloc.data.ingest.stage", ("data",), "", "Bring images into a data set"),
         StageSpec("duplicates", "cloc.data.duplicates.stage", ("data",), "report", "Find images that occur again"),
+        StageSpec("attributes", "cloc.data.attributes.stage", ("data",), "", "Bring in hard negatives"),
         StageSpec("teachers", "cloc.labeling.teachers.stage", ("data", "teachers"), "teachers", "Fit labelling models"),
         StageSpec("captioning", "cloc.labeling.captioning", ("data", "captioning"), "report", "Caption every image"),
         StageSpec("grounding", "cloc.labeling.grounding", ("data", "grounding"), "report", "Find what captions name"),

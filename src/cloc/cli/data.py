@@ -57,6 +57,22 @@ def ingest(out: str, params: str | None, preset: str | None, overrides: tuple[st
     run_stage("ingest", resolve(params, preset, overrides), inputs=inputs, outputs={"data": out})
 
 
+@data.command()
+@click.argument("data", metavar="DATA")
+@click.argument("files", nargs=-1, required=True, metavar="FILE...")
+@settings_options
+def attributes(data: str, files: tuple[str, ...], **settings: Any) -> None:
+    """Add hard negatives to a data set, for evaluation: texts that differ from a box's in a few attributes.
+
+    FILE is one of FG-OVD's benchmarks (its name is the level) or JSON lines with `file`, `width`, `height` and
+    `regions` of `box` (pixels), `text`, `negatives`. Images are matched by file name. Name all files at once.
+
+    \b
+    cloc data attributes data/test fg-ovd/1_attributes.json fg-ovd/color.json
+    """
+    run_stage("attributes", resolve(**settings), inputs={"files": files}, outputs={"data": data})
+
+
 def _kind(inputs: dict[str, Any]) -> str:
     """The kind of source that the options tell."""
     if inputs["annotations"]:

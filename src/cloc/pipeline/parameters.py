@@ -20,7 +20,7 @@ from cloc.stages import STAGES, stage_settings
 
 BASE_PRESET = "demo"
 OTHER = "other_settings"
-_OUTSIDE = ("ingest", "duplicates")  # the pipeline starts from data sets
+_OUTSIDE = ("ingest", "duplicates", "attributes")  # the pipeline starts from data sets
 # Parameter of the pipeline -> setting. The help texts stand in the pipeline's docstring.
 PARAMETERS: Mapping[str, str] = {
     "demo_images": "data.scenes.train_images",

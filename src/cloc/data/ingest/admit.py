@@ -6,19 +6,15 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
-from cloc.boxes import problem
 from cloc.data import fingerprints
 from cloc.data.duplicates import OCCURS, KnownImages
 from cloc.data.images import CheckedImage, check_image
+from cloc.data.ingest.frames import size_problem, stored_box
 from cloc.data.ingest.parts import Refusal
 from cloc.data.ingest.records import LabeledBox, Record
 from cloc.data.schema import INGEST_STAGE, LEFT_OUT, LEFT_OUT_TAR
 from cloc.data.texts import clean, printable
 
-# Annotators and roundings overshoot the border by about a pixel; more than that is a fault of the data.
-_TOLERANCE_PX = 1.0
 # What differs between two quarantine reasons of one kind: what is quoted, in parentheses, or a number.
 _PARTICULARS = re.compile(r" \(.*| as '[^']*'|'[^']*'|\"[^\"]*\"|\d+(\.\d+)?")
 _FORMATS = {"jpg": "JPEG", "jpeg": "JPEG", "png": "PNG", "webp": "WEBP", "gif": "GIF", "bmp": "BMP", "tif": "TIFF"}
@@ -154,7 +150,7 @@ def _checked(record: Record, body: bytes | Refusal, limits: Limits, *, reencode:
         return body.reason
     image = check_image(body, min_side=limits.min_side, max_pixels=limits.max_pixels, reencode=reencode)
     if isinstance(image, CheckedImage) and record.annotated_size is not None:
-        return _size_problem(image, record.annotated_size) or image
+        return size_problem((image.width, image.height), record.annotated_size) or image
     return image
 
 
@@ -162,15 +158,6 @@ def _is_misnamed(name: str, image: CheckedImage) -> bool:
     """Whether a file name promises another format; the content decides."""
     promised = _FORMATS.get(name.rpartition(".")[2].lower())
     return promised is not None and promised != image.format
-
-
-def _size_problem(image: CheckedImage, annotated: tuple[int, int]) -> str | None:
-    """Boxes scale with the picture, but drawn on another shape (say before a rotation) they would not fit it."""
-    scale = max(image.width, image.height) / max(annotated)
-    off = max(abs(image.width - annotated[0] * scale), abs(image.height - annotated[1] * scale))
-    if off <= 1.5:
-        return None
-    return f"is {image.width}x{image.height} pixels, its annotations are for {annotated[0]}x{annotated[1]}"
 
 
 def _add_captions(record: Record, rows: Rows) -> str:
@@ -190,26 +177,17 @@ def _add_captions(record: Record, rows: Rows) -> str:
 
 
 def _add_region(key: str, box: LabeledBox, frame: tuple[int, int], rows: Rows) -> None:
-    values = np.asarray(box.xyxy, dtype=np.float64)
-    overshoot = np.maximum(-values, values - 1) * np.array([*frame, *frame])
-    # Judged as it will be stored: in float32, a very thin box can lose its last extent.
-    stored = np.clip(values, 0, 1).astype(np.float32)
-    if not np.isfinite(values).all():
-        reason: str | None = "box is not finite"
-    elif overshoot.max() > _TOLERANCE_PX + 1e-6:
-        reason = f"box outside its image by {overshoot.max():.1f} pixels"
-    else:
-        reason = problem(stored)
+    stored = stored_box(box.xyxy, frame)
     text, label = clean(box.text), clean(box.label)
-    if reason is None and not text:
+    reason = stored if isinstance(stored, str) else ""
+    if not reason and not text:
         reason = "empty text"
-    if reason is None and not 0 <= box.score <= 1:
+    if not reason and not 0 <= box.score <= 1:
         reason = f"score {box.score:g} is not in [0, 1]"
-    if reason is not None:
-        place = ", ".join(f"{value:.4f}" for value in values)
+    if reason or isinstance(stored, str):
+        place = ", ".join(f"{value:.4f}" for value in box.xyxy)
         rows.refuse(key, f"box: {reason} ({place}; {printable(box.text)[:80]!r})")
         return
-    x1, y1, x2, y2 = stored.tolist()
-    rows.counts["clipped_boxes"] += bool(overshoot.max() > 0)
-    corners = {"x1": x1, "y1": y1, "x2": x2, "y2": y2}
-    rows.regions.append({"key": key, **corners, "text": text, "score": box.score, "source": box.source, "label": label})
+    rows.counts["clipped_boxes"] += stored.clipped
+    rest = {"text": text, "score": box.score, "source": box.source, "label": label}
+    rows.regions.append({"key": key, **stored.corners, **rest})

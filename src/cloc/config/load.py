@@ -13,6 +13,8 @@ from pydantic import BaseModel, ValidationError
 from cloc.config.schema import Config
 from cloc.errors import ConfigError
 
+_OPEN = frozenset({"evaluation.models"})  # their keys are the user's
+
 
 class _Loader(yaml.SafeLoader):
     """YAML with 1.2's floats, so that `5e-4` is a number (as DVC reads it) and not a string; no duplicate keys."""
@@ -106,13 +108,13 @@ def dump(config: BaseModel) -> str:
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings as `section.key` -> value."""
+    """Nested settings as `section.key` -> value; settings with names of the user's own are one value."""
     return dict(_walk(tree, prefix))
 
 
 def _walk(tree: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
     for key, value in tree.items():
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and f"{prefix}{key}" not in _OPEN:
             yield from _walk(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value

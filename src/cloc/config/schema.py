@@ -14,6 +14,9 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
 NonNegative = Annotated[int, Field(ge=0)]
 Names = Annotated[tuple[str, ...], Field(strict=False)]
+RegionReaders = Annotated[
+    tuple[Literal["crop", "roi_align", "masked", "prompter", "region_head"], ...], Field(strict=False)
+]
 
 
 class ScenesConfig(Section):
@@ -647,8 +650,30 @@ class EvaluationConfig(Section):
     """Gate: CLOC's region mAcc over the best plain-CLIP row must be at least this; 0 switches this rule off."""
     max_image_loss: Share = 0.05
     """Gate: mean image-text R@1 may be this much (absolute) below CLIP's at equal steps."""
+    promote_figure: str = "region/mAcc"
+    """Registry: the figure of the headline split by which a model beats the champion, as in `differences` of metrics.json."""
+    promote_by: Literal["interval", "value"] = "interval"
+    """Registry: `interval`: the 95 % interval of the paired difference must lie above the margin; `value`: the figure."""
+    promote_margin: Annotated[float, Field(ge=-1, le=1)] = 0.0
+    """Registry: by how much (absolute) the champion must be beaten; below 0 lets a slightly worse model follow it."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where evaluation runs."""
+    models: dict[str, str] = Field(default_factory=dict)
+    """More rows, by name: folders or hub ids of any CLIP or SigLIP, beside the models that the stage is given."""
+    readers: RegionReaders = ()
+    """Ways to read regions; empty takes all that a model has (crop, roi_align, masked, and its own)."""
+    workers: NonNegative = 0
+    """Processes over shards, one a GPU where there are any; 0 decides by the number of images and cores."""
+    cache: str = ""
+    """Folder or s3:// prefix that keeps features; empty takes $CLOC_CACHE or ~/.cache/cloc, `none` keeps nothing."""
+    cache_gigabytes: Annotated[float, Field(gt=0)] = 20.0
+    """What the cache may hold; the features that were not used for longest go first."""
+    probe_items: NonNegative = 10000
+    """Labelled regions (and images of a classification set) that a linear probe is fitted on at most; 0 fits none."""
+    classification: str = ""
+    """A classification set for zero-shot classification: a folder of class folders, or a data set; empty for none."""
+    templates: str = ""
+    """Text file of templates for class names, one a line, with {} for the name; empty takes eight general ones."""
 
 
 class DecoderConfig(TowerConfig):

@@ -288,7 +288,7 @@ class _Collector:
     def encode(self, batch: _Batch) -> _Encoded:
         """Everything that needs the batch's pixels or tokens."""
         model = self._model
-        images, tokens_BND = model.encode_images(batch.images[model.size], batch_size=self._batch_size)
+        encoded = model.encode_images(batch.images[model.size], batch_size=self._batch_size)
         boxes = [
             frame.to_padded([region.box for region in truth.regions if region.label])
             for frame, truth in zip(batch.frames[model.size], batch.truths, strict=True)
@@ -296,11 +296,11 @@ class _Collector:
         regions = {
             reader: model.embed_images(batch.crops[model.size], batch_size=self._batch_size)
             if reader == "crop"
-            else model.read_regions(tokens_BND, boxes, reader)
+            else model.read_regions(encoded, boxes, reader)
             for reader in model.readers
         }
-        found = self._ground(tokens_BND, batch) if model.grounds else np.zeros((0, 4))
-        return _Encoded(images, regions, found)
+        found = self._ground(encoded.tokens_BND, batch) if model.grounds else np.zeros((0, 4))
+        return _Encoded(encoded.embeds, regions, found)
 
     def _ground(self, tokens_BND: torch.Tensor, batch: _Batch) -> BoxesXYXY:
         """Boxes of the batch's phrases in the original images."""

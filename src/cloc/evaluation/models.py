@@ -5,7 +5,7 @@ Boxes are xyxy in [0, 1] of the padded network input.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cloc.errors import ConfigError
-from cloc.evaluation.provenance import read_training, slug, weights_digest
+from cloc.evaluation.provenance import public_training, read_training, slug, weights_digest
 from cloc.model import factory
 from cloc.model.factory import AnyCLOCModel
 from cloc.model.processing import CLOCProcessor
@@ -25,8 +25,23 @@ _PROMPTS = 256  # padded boxes a call: a Prompter that pools over image tokens r
 # Images a call on a CPU: activations that stay near the caches are faster than a large batch.
 _CPU_BATCH = 32
 
-Reader = Literal["crop", "roi_align", "prompter", "region_head"]
+Reader = Literal["crop", "roi_align", "masked", "prompter", "region_head"]
 Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class EncodedBatch:
+    """A batch of images, encoded.
+
+    Attributes:
+        embeds: normalised image embeddings (B, E).
+        tokens_BND: spatial tokens.
+        pooled_BND: what masked attention reads; None where nothing asks for it.
+    """
+
+    embeds: Floats
+    tokens_BND: Tensor
+    pooled_BND: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -35,10 +50,10 @@ class EvaluatedModel:
 
     Attributes:
         name: of its row.
-        folder: where it was loaded from.
-        training: see `read_training`.
+        folder: the folder or hub id that it was loaded from.
+        training: see `read_training` and `public_training`.
         digest: sha256 of its weights.
-        readers: ways to read regions: those that its objective trained, and those that any CLIP has.
+        readers: ways to read regions that are asked for, of those that its objective trained and that any CLIP has.
     """
 
     name: str
@@ -69,13 +84,19 @@ class EvaluatedModel:
         """Letterboxed uint8 images -> network input."""
         return self.processor.normalize(torch.from_numpy(pixels_BSS3).to(self.device))
 
-    def encode_images(self, pixels_BSS3: npt.NDArray[np.uint8], *, batch_size: int) -> tuple[Floats, Tensor]:
-        """Normalised image embeddings (B, E) and spatial tokens (B, N, D)."""
+    def encode_images(self, pixels_BSS3: npt.NDArray[np.uint8], *, batch_size: int) -> EncodedBatch:
+        """Encodes letterboxed images."""
+        keep_pooled = "masked" in self.readers
         encoded = [
-            self.model.encode_image(self.pixels(chunk)) for chunk in self._chunks(pixels_BSS3, batch_size=batch_size)
+            self.model.encode_image(self.pixels(chunk), keep_pooled=keep_pooled)
+            for chunk in self._chunks(pixels_BSS3, batch_size=batch_size)
         ]
-        embeds = np.concatenate([_unit(part.embeds_BE) for part in encoded])
-        return embeds, torch.cat([part.tokens_BND for part in encoded])
+        pooled = [part.pooled_BND for part in encoded if part.pooled_BND is not None]
+        return EncodedBatch(
+            embeds=np.concatenate([_unit(part.embeds_BE) for part in encoded]),
+            tokens_BND=torch.cat([part.tokens_BND for part in encoded]),
+            pooled_BND=torch.cat(pooled) if pooled else None,
+        )
 
     def embed_images(self, pixels_BSS3: npt.NDArray[np.uint8], *, batch_size: int) -> Floats:
         """Normalised image embeddings (B, E) alone; crops are read this way."""
@@ -102,10 +123,13 @@ class EvaluatedModel:
         restored[order] = rows
         return restored
 
-    def read_regions(self, tokens_BND: Tensor, boxes: Sequence[npt.NDArray[np.floating]], reader: Reader) -> Floats:
+    def read_regions(self, encoded: EncodedBatch, boxes: Sequence[npt.NDArray[np.floating]], reader: Reader) -> Floats:
         """Normalised region embeddings (R, E) by any reader but "crop", in the order of images and their boxes."""
-        read = self.model.embed_roi if reader == "roi_align" else self.model.embed_boxes
+        reads = {"roi_align": self.model.embed_roi, "masked": self.model.embed_masked}
+        tokens_BND = encoded.pooled_BND if reader == "masked" else encoded.tokens_BND
+        assert tokens_BND is not None
         prompts = [torch.from_numpy(np.asarray(rows, dtype=np.float32)) for rows in boxes]
+        read = reads.get(reader, self.model.embed_boxes)
         return _prompt(read, tokens_BND, prompts, width=self.model.embed_dim, normalized=True)
 
     def ground(self, tokens_BND: Tensor, texts: Sequence[Floats]) -> Floats:
@@ -114,15 +138,17 @@ class EvaluatedModel:
         return _prompt(self.model.ground_texts, tokens_BND, prompts, width=4, normalized=False)
 
 
-def load_models(models: Mapping[str, str], *, device: str) -> list[EvaluatedModel]:
+def load_models(models: Mapping[str, str], *, device: str, readers: Sequence[str] = ()) -> list[EvaluatedModel]:
     """Loads the models of a comparison, in order.
 
     Args:
-        models: row name -> model folder.
-        device: "auto" (CUDA when there is any), "cpu" or "cuda".
+        models: row name -> folder that pre-training wrote, or folder or hub id of any CLIP or SigLIP.
+        device: "auto" (CUDA when there is any), "cpu", "cuda", or one GPU, as "cuda:1".
+        readers: ways to read regions; empty takes all that a model has.
 
     Raises:
-        ConfigError: there are none, a folder is not a model's, or two names cannot be told apart in metric names.
+        ConfigError: there are none, a folder is not a model's, two names cannot be told apart in metric names, or a
+            reader is one of no model.
     """
     if not models:
         raise ConfigError("evaluation: no models given; name at least one as NAME=FOLDER")
@@ -130,27 +156,42 @@ def load_models(models: Mapping[str, str], *, device: str) -> list[EvaluatedMode
     for name, other in zip(models, slugs, strict=True):
         if not other or slugs.count(other) > 1:
             raise ConfigError(f"evaluation: the model name {name!r} is empty or like another one; give distinct names")
-    use_cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
-    where = torch.device("cuda" if use_cuda else "cpu")
-    return [_load(name, folder, where) for name, folder in models.items()]
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    loaded = [_load(name, folder, torch.device(device)) for name, folder in models.items()]
+    return _with_readers(loaded, readers)
+
+
+def _with_readers(models: Sequence[EvaluatedModel], wanted: Sequence[str]) -> list[EvaluatedModel]:
+    for reader in wanted:
+        if not any(reader in model.readers for model in models):
+            has = "; ".join(f"{model.name} has {', '.join(model.readers)}" for model in models)
+            raise ConfigError(
+                f"evaluation.readers: no model of this comparison can read regions by {reader!r}: {has}. Leave it out, "
+                "or evaluate a model that was trained with it"
+            )
+    return [
+        replace(model, readers=tuple(reader for reader in model.readers if not wanted or reader in wanted))
+        for model in models
+    ]
 
 
 def _load(name: str, folder: str, device: torch.device) -> EvaluatedModel:
     training = read_training(folder)
-    digest = weights_digest(folder)
     # Plain matmul and softmax: no slower here in float32, and the same on every machine.
-    model, processor = factory.load(folder, device=device, attention="eager")
-    readers: list[Reader] = ["crop", "roi_align"]
+    loaded = factory.load_any(folder, device=device, attention="eager")
+    training = training or public_training(has_regions=loaded.has_regions)
+    readers: list[Reader] = ["crop", "roi_align", "masked"]
     if training["objective"] == "cloc":
-        readers.append("prompter" if model.has_prompter else "region_head")
+        readers.append("prompter" if loaded.model.has_prompter else "region_head")
     return EvaluatedModel(
         name=name,
         folder=str(folder),
         training=training,
-        digest=digest,
+        digest=weights_digest(folder),
         readers=tuple(readers),
-        model=model,
-        processor=processor,
+        model=loaded.model,
+        processor=loaded.processor,
         device=device,
     )
 

@@ -9,6 +9,8 @@ from typing import Any
 from cloc.errors import ConfigError
 
 TRAINING_FILE, WEIGHTS_FILE = "training.json", "model.safetensors"
+_INDEX_FILE = "model.safetensors.index.json"
+_HUB_PARTS = 2  # a hub id is "owner/name" or "name"
 
 
 def slug(name: str) -> str:
@@ -16,28 +18,67 @@ def slug(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
-def weights_digest(folder: str | Path) -> str:
-    """sha256 of a model folder's weights, hexadecimal. Raises ConfigError when there are none."""
-    path = Path(folder) / WEIGHTS_FILE
-    if not path.is_file():
-        raise ConfigError(f"{folder}: no model here (there is no {WEIGHTS_FILE}); give the output of pretraining")
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+def weights_digest(source: str | Path) -> str:
+    """sha256 of a model's weights, hexadecimal; of several files, of their hashes in the order of their names.
 
-
-def read_training(folder: str | Path) -> dict[str, Any]:
-    """How a model came about, as pre-training wrote it.
+    Args:
+        source: a model folder, or the hub id of a model that has been loaded.
 
     Raises:
-        ConfigError: the file is absent, broken, or lacks objective, steps or cpu_seconds.
+        ConfigError: there are none.
     """
-    path = Path(folder) / TRAINING_FILE
+    hashes = []
+    for path in _weight_files(str(source)):
+        with path.open("rb") as stream:
+            hashes.append(hashlib.file_digest(stream, "sha256").hexdigest())
+    return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
+
+
+def _weight_files(source: str) -> list[Path]:
+    if found := _file(source, WEIGHTS_FILE):
+        return [found]
+    if (index := _file(source, _INDEX_FILE)) is None:
+        raise ConfigError(f"{source}: no model here (there is no {WEIGHTS_FILE}); give the output of pretraining")
+    names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    files = [_file(source, name) for name in names]
+    if None in files:
+        raise ConfigError(f"{source}: the weights are incomplete: there is no {names[files.index(None)]}")
+    return [path for path in files if path]
+
+
+def _file(source: str, name: str) -> Path | None:
+    """A file of a model folder or of a hub's model; None when there is none."""
+    if Path(source).is_dir():
+        path = Path(source) / name
+        return path if path.is_file() else None
+    from transformers.utils import cached_file  # heavy, and of use for hub ids alone
+
+    try:
+        found = cached_file(source, name, _raise_exceptions_for_missing_entries=False)
+    except OSError as error:
+        raise ConfigError(f"cannot load the model {source!r}: {str(error).splitlines()[0]}") from None
+    return Path(found) if found else None
+
+
+def read_training(source: str | Path) -> dict[str, Any] | None:
+    """How a model came about, as pre-training wrote it, with `origin` "trained"; None for a model of others.
+
+    Raises:
+        ConfigError: there is no such folder, or its training.json is broken or lacks objective, steps or cpu_seconds.
+    """
+    folder = Path(source)
+    if not folder.is_dir() and (folder.is_absolute() or len(folder.parts) > _HUB_PARTS or str(source).startswith(".")):
+        raise ConfigError(f"{source}: there is no such folder; give a model folder, or the hub id of a CLIP or SigLIP")
+    path = folder / TRAINING_FILE
     try:
         body = json.loads(path.read_text())
     except FileNotFoundError:
-        raise ConfigError(
-            f"{folder}: there is no {TRAINING_FILE}; give a model folder that pretraining wrote"
-        ) from None
+        if folder.is_dir() and not (folder / "config.json").is_file():
+            raise ConfigError(
+                f"{source}: no model here (there is neither {TRAINING_FILE} nor config.json); give the output of "
+                "pretraining, or a CLIP or SigLIP folder or hub id"
+            ) from None
+        return None
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: cannot be read ({error}); train this model again") from None
     if not isinstance(body, dict) or body.get("objective") not in ("cloc", "clip"):
@@ -46,4 +87,9 @@ def read_training(folder: str | Path) -> dict[str, Any]:
     for name in ("steps", "cpu_seconds"):
         if not isinstance(body.get(name), int | float) or isinstance(body.get(name), bool):
             raise ConfigError(f"{path}: {name} must be a number, got {str(body.get(name))[:80]!r}")
-    return body
+    return {**body, "origin": "trained"}
+
+
+def public_training(*, has_regions: bool) -> dict[str, Any]:
+    """What is known of the training of a model of others: nothing, but whether it has region parts."""
+    return {"objective": "cloc" if has_regions else "clip", "origin": "public", "steps": None, "cpu_seconds": None}

@@ -4,6 +4,7 @@ import copy
 import math
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,21 @@ def create(
     return model, processor
 
 
+@dataclass(frozen=True)
+class Loaded:
+    """A model that was loaded, and what its checkpoint held.
+
+    Attributes:
+        model: in evaluation mode.
+        processor: its processor.
+        has_regions: whether the checkpoint brought the region parts; a public CLIP's are at their start, and no use.
+    """
+
+    model: AnyCLOCModel
+    processor: CLOCProcessor
+    has_regions: bool
+
+
 def load(
     folder: str | Path, *, device: str | torch.device = "cpu", attention: str = "sdpa"
 ) -> tuple[AnyCLOCModel, CLOCProcessor]:
@@ -90,9 +106,31 @@ def load(
     Raises:
         ConfigError: it cannot be loaded.
     """
-    source = str(folder)
-    model = _load(_class(source, what="model"), source, what="model", attn_implementation=attention, **_WEIGHTS)
-    return model.eval().to(device), CLOCProcessor.for_model(model.config, tokenizer=source, images=source)
+    loaded = load_any(folder, device=device, attention=attention)
+    return loaded.model, loaded.processor
+
+
+def load_any(folder: str | Path, *, device: str | torch.device = "cpu", attention: str = "sdpa") -> Loaded:
+    """A model from any folder or hub id of a CLIP or SigLIP, with or without region parts.
+
+    Raises:
+        ConfigError: it cannot be loaded, or lacks weights of the family.
+    """
+    source, what = str(folder), "model"
+    options = {"attn_implementation": attention, "output_loading_info": True}
+    cls = _class(source, what=what)
+    model, loading = _load(cls, source, what=what, **options, **_WEIGHTS)
+    _check_complete(source, cls, loading["missing_keys"])
+    absent = [name for name in loading["missing_keys"] if name != "logit_bias"]
+    processor = CLOCProcessor.for_model(model.config, tokenizer=source, images=source)
+    return Loaded(model.eval().to(device), processor, has_regions=not absent)
+
+
+def _check_complete(source: str, cls: type, missing: Collection[str]) -> None:
+    """Raises ConfigError when a checkpoint lacks more than region parts."""
+    lacking = sorted(name for name in missing if not name.startswith(_REGION_PARTS))
+    if lacking:
+        raise ConfigError(f"{source}: the checkpoint lacks {len(lacking)} weights of a {cls.__name__}, as {lacking[0]}")
 
 
 def _class(source: str, *, what: str) -> type[CLOCModel] | type[CLOCSiglipModel]:
@@ -143,9 +181,7 @@ def _from_checkpoint(config: ModelConfig, *, attention: str) -> tuple[AnyCLOCMod
     cls, settings = _class(source, what=what), _checkpoint_settings(config)
     options = {"config": settings, "attn_implementation": attention, "output_loading_info": True}
     model, loading = _load(cls, source, what=what, **options, **_WEIGHTS)
-    lacking = sorted(name for name in loading["missing_keys"] if not name.startswith(_REGION_PARTS))
-    if lacking:
-        raise ConfigError(f"{source}: the checkpoint lacks {len(lacking)} weights of a {cls.__name__}, as {lacking[0]}")
+    _check_complete(source, cls, loading["missing_keys"])
     learned = frozenset(dict(model.named_parameters())) - frozenset(loading["missing_keys"])
     if config.init_image_size:
         model = resized(model, image_size=config.init_image_size)

@@ -7,7 +7,7 @@ Names are never paths here: nothing is ever written where a tar says.
 """
 
 import json
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Collection, Container, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any, BinaryIO
@@ -56,6 +56,7 @@ def read_groups(
     source: str,
     max_text_bytes: int = MAX_IMAGE_BYTES,
     texts: bool = True,
+    also: Collection[str] = (),
     skip: Callable[[str], bool] = lambda key: False,
 ) -> Iterator[Group]:
     """The samples of a tar, streamed in order; at most the files of one sample are in memory.
@@ -65,12 +66,14 @@ def read_groups(
         source: what to call it in errors.
         max_text_bytes: of a JSON or text file; a sample with a larger JSON has a problem.
         texts: whether JSON and text files are read at all.
+        also: further suffixes that are read as text files are.
         skip: asked once for every sample, by its key, in order: such a sample is passed over.
 
     Raises:
         BrokenTarError: the tar cannot be read to its end.
     """
     tar = TarStream(stream, source=source, others=True)
+    read = (*_TEXTS, *also) if texts else ()
     group, skipped = None, False
     for member in tar:
         stem, suffix = _split(member)
@@ -80,7 +83,7 @@ def read_groups(
             group = Group(key=safe_key(stem), name=stem)
             skipped = skip(group.key)
         if not skipped:
-            _add(group, member, suffix, tar, max_text_bytes=max_text_bytes, texts=texts)
+            _add(group, member, suffix, tar, max_text_bytes=max_text_bytes, texts=read)
     if group is not None and not skipped:
         yield group
     tar.finish()
@@ -96,12 +99,14 @@ def _split(member: str) -> tuple[str, str]:
     return f"{folder}{slash}{stem}", _SPELLINGS.get(suffix, suffix)
 
 
-def _add(group: Group, member: str, suffix: str, tar: TarStream, *, max_text_bytes: int, texts: bool) -> None:
+def _add(
+    group: Group, member: str, suffix: str, tar: TarStream, *, max_text_bytes: int, texts: Collection[str]
+) -> None:
     """Reads a member into its group, or notes why it cannot be used."""
     repeated = suffix in group.suffixes
     group.suffixes.append(suffix)
     problem = _name_problem(member)
-    if suffix in IMAGE_SUFFIXES or suffix in _TEXTS:
+    if suffix in IMAGE_SUFFIXES or suffix in _TEXTS or suffix in texts:
         limit = MAX_IMAGE_BYTES if suffix in IMAGE_SUFFIXES else max_text_bytes
         if repeated:
             problem = problem or f"it has two files .{suffix}"
@@ -110,7 +115,7 @@ def _add(group: Group, member: str, suffix: str, tar: TarStream, *, max_text_byt
     if tar.oddity:
         problem = problem or f"its .{suffix} is {tar.oddity}"
     if not problem:
-        if suffix in IMAGE_SUFFIXES or (texts and suffix in _TEXTS):
+        if suffix in IMAGE_SUFFIXES or suffix in texts:
             group.files[suffix] = tar.read()
     elif suffix == "txt" and not _name_problem(member):
         group.text_problem = problem

@@ -23,6 +23,7 @@ from cloc.data.tables import write_table
 # Tests share few cores: more threads only make them wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ["CLOC_CACHE"] = "none"  # tests of the cache name one of their own
 
 COLORS = {"red": (220, 40, 40), "green": (40, 180, 60), "blue": (50, 70, 220), "yellow": (230, 210, 50)}
 THINGS = ("box", "ball", "key", "apple")

@@ -11,52 +11,23 @@ import torch
 from PIL import Image
 
 from cloc.boxes import Letterbox
-from cloc.config import parse
 from cloc.data.dataset import Dataset
 from cloc.data.fingerprints import ensure
 from cloc.data.storage import open_storage
 from cloc.data.tables import read_table, write_table
 from cloc.errors import ConfigError, DataError
 from cloc.evaluation import stage
-from cloc.evaluation.features import crop, encode_split
+from cloc.evaluation.cache import open_cache
+from cloc.evaluation.encoding import crop
+from cloc.evaluation.features import Encoder, encode_split
 from cloc.evaluation.models import load_models
 from cloc.evaluation.truth import open_splits
-from cloc.model.configuration import from_settings
-from cloc.model.modeling import CLOCModel
-from cloc.model.processing import CLOCProcessor, train_tokenizer
-
-TOWER = {"width": 32, "layers": 1, "heads": 2}
-TEXTS = [
-    f"a {color} {thing}" for color in ("red", "green", "blue", "yellow") for thing in ("box", "ball", "key", "apple")
-]
+from tests.evaluated_models import settings as tiny_settings
+from tests.evaluated_models import write_model
 
 
-def settings(*, kind="transformer", **evaluation):
-    model = {
-        "embed_dim": 16,
-        "vision": {**TOWER, "image_size": 32, "patch_size": 8},
-        "text": {**TOWER, "context_length": 16, "vocab_size": 600},
-        "prompter": {"kind": kind, "spatial_bias": "box"},
-    }
-    data = {"test_splits": ["test", "other"]}
-    return parse({"model": model, "data": data, "evaluation": {"batch_size": 3, **evaluation}}, source="test")
-
-
-def write_model(folder, objective, *, seed=0, steps=10, **more):
-    torch.manual_seed(seed)
-    config = settings(**more).model
-    tokenizer = train_tokenizer(TEXTS, vocab_size=600, context_length=16)
-    sizes = from_settings(
-        config,
-        vocab_size=len(tokenizer),
-        bos=tokenizer.bos_token_id,
-        eos=tokenizer.eos_token_id,
-        pad=tokenizer.pad_token_id,
-    )
-    CLOCModel(sizes).save_pretrained(folder)
-    CLOCProcessor(tokenizer, image_size=32, context_length=16).save_pretrained(folder)
-    (folder / "training.json").write_text(json.dumps({"objective": objective, "steps": steps, "cpu_seconds": 1.5}))
-    return str(folder)
+def settings(**evaluation):
+    return tiny_settings(splits=("test", "other"), **evaluation)
 
 
 @pytest.fixture(scope="module")
@@ -82,8 +53,11 @@ def evaluate(config, data, models, tmp_path):
 
 
 def encode(data, models, *, batch_size=3):
-    split = open_splits(data, ("test",))[0]
-    return split, *encode_split(split, load_models(models, device="cpu"), batch_size=batch_size, quarantine_limit=0.5)
+    """The split, its items, and the features by model."""
+    split, loaded = open_splits(data, ("test",))[0], load_models(models, device="cpu")
+    with open_cache("none", gigabytes=1) as cache:
+        encoded = encode_split(split, Encoder(loaded, cache, batch_size), quarantine_limit=0.5)
+        return split, encoded.items, {model.name: encoded.features(model) for model in loaded}
 
 
 class Page(html.parser.HTMLParser):
@@ -126,10 +100,13 @@ def test_the_whole_stage(tmp_path, collection, models):
     assert rows == [
         ("CLIP (equal steps)", "crop"),
         ("CLIP (equal steps)", "roi_align"),
+        ("CLIP (equal steps)", "masked"),
         ("CLIP (equal compute)", "crop"),
         ("CLIP (equal compute)", "roi_align"),
+        ("CLIP (equal compute)", "masked"),
         ("CLOC", "crop"),
         ("CLOC", "roi_align"),
+        ("CLOC", "masked"),
         ("CLOC", "prompter"),
     ]
     assert metrics["headline"] == {"split": "test", "candidate": "CLOC", "baselines": list(models)[:2]}
@@ -169,17 +146,20 @@ def test_features_are_those_of_one_image_at_a_time(collection, models):
             encoded = model.model.encode_image(model.processor.pixels([image]))
             unit = torch.nn.functional.normalize
             assert found.images_NE[number] == pytest.approx(unit(encoded.embeds_BE)[0].numpy(), abs=1e-5)
+            kept = model.model.encode_image(model.processor.pixels([image]), keep_pooled=True)
             for place, labelled in enumerate(truth.regions):
                 boxes = torch.from_numpy(frame.to_padded([labelled.box])).float()[None]
                 crops = model.processor.pixels([crop(image, labelled.box)])
                 expected = {
                     "prompter": model.model.embed_boxes(encoded.tokens_BND, boxes)[0, 0],
                     "roi_align": model.model.embed_roi(encoded.tokens_BND, boxes)[0, 0],
+                    "masked": model.model.embed_masked(kept.pooled_BND, boxes)[0, 0],
                     "crop": model.model.encode_image(crops).embeds_BE[0],
                 }
                 for reader, embed in expected.items():
                     assert found.regions[reader][region] == pytest.approx(unit(embed, dim=0).numpy(), abs=1e-5)
                 assert split.classes[items.labels[region]] == labelled.label
+                assert items.label_rows[region] == region, "no box stands twice here"
                 region += 1
                 if place in truth.phrases:
                     ids = model.processor.tokenize([labelled.text])
@@ -198,14 +178,16 @@ def test_captions_keep_their_images(collection, models):
         plain = load_models({"CLOC": models["CLOC"]}, device="cpu")[0].embed_texts(list(items.captions), batch_size=1)
     for row, (text, image) in enumerate(zip(items.caption_text, items.caption_image, strict=True)):
         assert list(items.captions)[text] in split.truth[items.keys[image]].captions
-        assert features["CLOC"].texts_TE[row] == pytest.approx(plain[text], abs=1e-5)
+        where = items.texts[list(items.captions)[text]]
+        assert features["CLOC"].texts_UE[where] == pytest.approx(plain[text], abs=1e-5), row
 
 
 def test_a_region_model_without_prompter_is_read_by_its_region_head(tmp_path, collection):
     models = {"RoI": write_model(tmp_path / "roi", "cloc", kind="roi_align")}
     evaluate(settings(pictures=2), collection, models, tmp_path)
     metrics = json.loads((tmp_path / "report" / "metrics.json").read_text())
-    assert [row["reader"] for row in metrics["splits"]["test"]["rows"]] == ["crop", "roi_align", "region_head"]
+    readers = [row["reader"] for row in metrics["splits"]["test"]["rows"]]
+    assert readers == ["crop", "roi_align", "masked", "region_head"]
     assert metrics["splits"]["test"]["grounding"] == {}
 
 
@@ -244,13 +226,45 @@ def test_too_many_undecodable_images(tmp_path, make_dataset, models):
 
 
 @pytest.mark.parametrize(
-    ("parts", "message"),
-    [({"captions": False}, "'test' has no human captions"), ({"regions": False}, "'test' has no labelled human boxes")],
+    ("parts", "present", "absent"),
+    [
+        ({"captions": False}, ("region", "region_retrieval", "probe"), "retrieval"),
+        ({"regions": False}, (), "grounding"),
+    ],
 )
-def test_a_split_without_truth(tmp_path, make_dataset, models, parts, message):
-    data = make_dataset(tmp_path / "data", 4, **parts)
-    with pytest.raises(DataError, match=message):
+def test_a_split_is_tested_by_what_it_has(tmp_path, make_dataset, models, parts, present, absent):
+    data = make_dataset(tmp_path / "data", 8, **parts)
+    evaluate(settings(pictures=2), data, {"CLOC": models["CLOC"]}, tmp_path)
+    split = json.loads((tmp_path / "report" / "metrics.json").read_text())["splits"]["test"]
+    assert split[absent] == {}
+    rows = split["rows"]
+    assert [set(present) <= row.keys() for row in rows] == [True] * (4 if present else 0)
+
+
+def test_a_split_without_truth(tmp_path, make_dataset, models):
+    data = make_dataset(tmp_path / "data", 4, captions=False, regions=False)
+    with pytest.raises(DataError, match="'test' has nothing to test against: no human captions, no labelled"):
         evaluate(settings(), data, models, tmp_path)
+
+
+def test_boxes_in_pixels_are_told(tmp_path, make_dataset, models):
+    data = make_dataset(tmp_path / "data", 4, captions=False)
+    storage = open_storage(data)
+    rows = [{**row, "x2": 40.0, "y2": 30.0} for row in read_table(storage, "regions", "00000").to_pylist()]
+    write_table(storage, "regions", "00000", rows)
+    with pytest.raises(DataError, match=r"all of its 8 labelled boxes are unusable \(8 times box outside its image\)"):
+        evaluate(settings(), data, models, tmp_path)
+
+
+def test_boxes_without_class_names(tmp_path, make_dataset, models, capsys):
+    data = make_dataset(tmp_path / "data", 4)
+    storage = open_storage(data)
+    rows = [{**row, "label": ""} for row in read_table(storage, "regions", "00000").to_pylist()]
+    write_table(storage, "regions", "00000", rows)
+    evaluate(settings(pictures=2), data, {"CLOC": models["CLOC"]}, tmp_path)
+    assert "test: its 8 boxes have no class names: no region recognition" in capsys.readouterr().out
+    split = json.loads((tmp_path / "report" / "metrics.json").read_text())["splits"]["test"]
+    assert all("region" not in row and "region_retrieval" in row for row in split["rows"])
 
 
 def test_a_split_that_is_not_there(tmp_path, make_dataset, models):
@@ -290,11 +304,10 @@ def test_models_that_cannot_be_compared(tmp_path, collection, names, message):
 
 def test_a_folder_that_is_no_model(tmp_path, collection):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ConfigError, match=r"empty: there is no training\.json"):
+    with pytest.raises(ConfigError, match=r"empty: no model here \(there is neither training\.json nor config\.json\)"):
         evaluate(settings(), collection, {"CLIP": str(tmp_path / "empty")}, tmp_path)
-    (tmp_path / "empty" / "training.json").write_text('{"objective": "clip", "steps": 1, "cpu_seconds": 1}')
-    with pytest.raises(ConfigError, match=r"no model here \(there is no model\.safetensors\)"):
-        evaluate(settings(), collection, {"CLIP": str(tmp_path / "empty")}, tmp_path)
+    with pytest.raises(ConfigError, match="nowhere: there is no such folder"):
+        evaluate(settings(), collection, {"CLIP": str(tmp_path / "nowhere")}, tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -1,31 +1,39 @@
-"""Features of a split: images stream shard after shard and are encoded once by every model; pixels are let go.
+"""Features of a split: each shard is encoded once by each model, whoever asks, and kept by the hash of its content.
 
-What stays is small: an embedding an image, a caption and a region and reader, and a box a phrase.
+The shard is the unit: another model encodes only itself, and a table that changed only its shard. At most one model's
+embeddings are in memory at a time; pixels and tokens never stay. What is kept is keyed by everything that it depends
+on: images, truth, weights, configuration, tokenizer, readers, and the source that computes it.
 """
 
-import os
-import time
-from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+import json
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cache as cached
+from hashlib import sha256
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image
 
-from cloc.boxes import BoxesXYXY, Letterbox, as_boxes
-from cloc.data.transforms import decode, letterbox
+import cloc
+from cloc.boxes import BoxesXYXY
 from cloc.errors import DataError
-from cloc.evaluation.models import EvaluatedModel, Reader
-from cloc.evaluation.truth import ImageTruth, Split
+from cloc.evaluation.cache import FeatureCache
+from cloc.evaluation.encoding import ShardFeatures, encode, encoders
+from cloc.evaluation.models import EvaluatedModel
+from cloc.evaluation.tasks import ShardImages, Task
+from cloc.evaluation.truth import ImageTruth, Split, truth_digest
+from cloc.evaluation.workers import Work, encode_all
+from cloc.stage import fingerprint
 
-_REGIONS_PER_IMAGE = 8  # a batch of images ends early when it holds more boxes than this an image
-_PROGRESS_EVERY = 5.0  # seconds
-
-Pixels = npt.NDArray[np.uint8]
+# What computes features; `cloc.evaluation.encoding` and `cloc.data` hand on what these make.
+_SOURCES = ("boxes.py", "data/images.py", "data/transforms.py", "evaluation/coherence.py", "evaluation/encoding.py")
+_SOURCES += ("evaluation/models.py", "evaluation/truth.py", "model/configuration.py", "model/masked.py")
+_SOURCES += ("model/modeling.py", "model/processing.py", "model/prompter.py", "model/roi_align.py")
+_LIBRARIES = ("pillow", "transformers")
 
 
 @dataclass
@@ -34,28 +42,78 @@ class Items:
 
     Attributes:
         keys: of the images, in order.
+        sizes: width and height of each, pixels.
         captions: distinct human captions; `caption_text` is the number of its text, `caption_image` of its image.
+        texts: all distinct texts, with their rows in `Features.texts_UE`.
+        box_images: image of each distinct box, which is a row of `Features.regions`.
         labels, label_images: class number and image number of every labelled region.
         label_places: which region of its image each labelled region is.
+        label_rows: which row of `Features.regions`.
+        named, named_images, named_rows: text, image and row of every region with a text.
         phrases, phrase_images, phrase_places: text, image and region of every phrase that is asked.
         phrase_boxes: its labelled box, xyxy of the original image.
         ambiguous: phrases not asked.
+        asked, asked_images, asked_rows: text, image and row of every question about attributes.
+        negatives: texts of each question, by level.
         refused: (key, reason) of images that cannot be decoded.
     """
 
     keys: list[str] = field(default_factory=list)
+    sizes: list[tuple[int, int]] = field(default_factory=list)
     captions: dict[str, int] = field(default_factory=dict)
     caption_text: list[int] = field(default_factory=list)
     caption_image: list[int] = field(default_factory=list)
+    texts: dict[str, int] = field(default_factory=dict)
+    box_images: list[int] = field(default_factory=list)
     labels: list[int] = field(default_factory=list)
     label_images: list[int] = field(default_factory=list)
     label_places: list[int] = field(default_factory=list)
+    label_rows: list[int] = field(default_factory=list)
+    named: list[str] = field(default_factory=list)
+    named_images: list[int] = field(default_factory=list)
+    named_rows: list[int] = field(default_factory=list)
     phrases: list[str] = field(default_factory=list)
     phrase_images: list[int] = field(default_factory=list)
     phrase_places: list[int] = field(default_factory=list)
     phrase_boxes: list[tuple[float, float, float, float]] = field(default_factory=list)
     ambiguous: int = 0
+    asked: list[str] = field(default_factory=list)
+    asked_images: list[int] = field(default_factory=list)
+    asked_rows: list[int] = field(default_factory=list)
+    negatives: list[dict[str, tuple[str, ...]]] = field(default_factory=list)
     refused: list[tuple[str, str]] = field(default_factory=list)
+
+    def note(self, key: str, size: tuple[int, int], truth: ImageTruth, *, classes: dict[str, int]) -> None:
+        """Adds an image and what is known of it."""
+        number, first = len(self.keys), len(self.box_images)
+        self.keys.append(key)
+        self.sizes.append(size)
+        self.box_images += [number] * len(truth.boxes)
+        for caption in truth.captions:
+            self.caption_text.append(self.captions.setdefault(caption, len(self.captions)))
+            self.caption_image.append(number)
+        for place, region in enumerate(truth.regions):
+            row = first + truth.boxes[region.box]
+            if region.label:
+                self.labels.append(classes[region.label])
+                self.label_images.append(number)
+                self.label_places.append(place)
+                self.label_rows.append(row)
+            if region.text:
+                self.named.append(region.text)
+                self.named_images.append(number)
+                self.named_rows.append(row)
+        for place in truth.phrases:
+            self.phrases.append(truth.regions[place].text)
+            self.phrase_images.append(number)
+            self.phrase_places.append(place)
+            self.phrase_boxes.append(truth.regions[place].box)
+        self.ambiguous += truth.ambiguous
+        for question in truth.questions:
+            self.asked.append(question.text)
+            self.asked_images.append(number)
+            self.asked_rows.append(first + truth.boxes[question.box])
+            self.negatives.append(dict(question.negatives))
 
 
 @dataclass(frozen=True)
@@ -63,100 +121,189 @@ class Features:
     """One model's features of a split.
 
     Attributes:
-        images_NE, texts_UE, classes_CE: of images, distinct captions and class names, normalised.
-        regions: of every labelled region, by reader, (R, E), normalised.
+        images_NE, classes_CE: of images and class names, normalised.
+        texts_UE: of the distinct texts `Items.texts`, normalised.
+        regions: of every distinct box, by reader, (Q, E), normalised.
+        coherence_Q3: of every distinct box, see `coherence.measure`.
         boxes: predicted box of every phrase, xyxy of the original image, (P, 4); None for a model that finds none.
-        texts_TE: of captions, one row a caption.
     """
 
     images_NE: npt.NDArray[np.float32]
-    texts_TE: npt.NDArray[np.float32]
+    texts_UE: npt.NDArray[np.float32]
     classes_CE: npt.NDArray[np.float32]
     regions: dict[str, npt.NDArray[np.float32]]
+    coherence_Q3: npt.NDArray[np.float64]
     boxes: BoxesXYXY | None
 
 
 @dataclass(frozen=True)
-class _Batch:
-    """Images made ready: pixels by side of the network input, and the maps of their boxes."""
+class Encoder:
+    """Models that encode what the cache lacks.
 
-    truths: list[ImageTruth]
-    images: dict[int, Pixels]
-    frames: dict[int, list[Letterbox]]
-    crops: dict[int, Pixels]
-
-
-@contextmanager
-def _workers(device: torch.device) -> Iterator[Executor]:
-    """Threads that encode, one a core with one torch thread each; a single one feeds a GPU.
-
-    Whole batches in parallel need no barrier inside an operation: two to three times faster than torch's own threads
-    where the cores are shared with other work, and no slower where they are not.
+    Attributes:
+        models: the models.
+        cache: of features.
+        batch_size: images a batch.
+        workers: processes over shards; 0 decides.
     """
-    if device.type == "cuda":
-        with ThreadPoolExecutor(1) as pool:
-            yield pool
-        return
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with ThreadPoolExecutor(len(os.sched_getaffinity(0)), initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            yield pool
-    finally:
-        torch.set_num_threads(before)
+
+    models: Sequence[EvaluatedModel]
+    cache: FeatureCache
+    batch_size: int
+    workers: int = 0
+
+    def ensure(self, tasks: Sequence[Task], *, what: str) -> None:
+        """Encodes what the cache lacks of these tasks.
+
+        Args:
+            tasks: the work.
+            what: the name of it, for lines of progress.
+
+        Raises:
+            DataError: a shard is broken.
+            ClocError: a worker died.
+        """
+        wanted = [(task, model, feature_key(task, model)) for task in tasks for model in self.models]
+        present = self.cache.present([key for _, _, key in wanted])
+        lacking: dict[int, Work] = {}
+        for number, ((task, model, key), there) in enumerate(zip(wanted, present, strict=True)):
+            if not there:
+                work = lacking.setdefault(number // len(self.models), Work(task, {}))
+                work.keys[model.name] = key
+        if not lacking:
+            print(f"evaluation: {what}: all features were kept by an earlier run", flush=True)
+            return
+        encode_all(
+            list(lacking.values()),
+            self.models,
+            self.cache,
+            batch_size=self.batch_size,
+            workers=self.workers,
+            what=what,
+        )
+
+    def features(self, task: Task, model: EvaluatedModel) -> ShardFeatures:
+        """A model's features of a task: from the cache, or made again where that is broken or was emptied."""
+        key = feature_key(task, model)
+        arrays = self.cache.get(key)
+        if arrays is not None:
+            try:
+                return ShardFeatures.from_arrays(arrays)
+            except (KeyError, ValueError, TypeError):
+                print(f"evaluation: features {key[:12]} of {task.split} are broken; they are made again", flush=True)
+        with encoders(model.device) as pool:
+            (made,) = encode(task, [model], pool, batch_size=self.batch_size)
+        self.cache.put(key, made.to_arrays())
+        return made
+
+    @torch.inference_mode()
+    def texts(self, model: EvaluatedModel, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+        """Embeddings of texts (T, E), normalised; kept like features."""
+        key = sha256(f"texts {_model_digest(model)} {fingerprint(list(texts))}".encode()).hexdigest()
+        arrays = self.cache.get(key)
+        if arrays is not None and len(arrays.get("texts", ())) == len(texts):
+            return np.asarray(arrays["texts"], dtype=np.float32)
+        made = model.embed_texts(texts, batch_size=self.batch_size)
+        self.cache.put(key, {"texts": made})
+        return made
 
 
-def encode_split(
-    split: Split, models: Sequence[EvaluatedModel], *, batch_size: int, quarantine_limit: float
-) -> tuple[Items, dict[str, Features]]:
-    """Encodes a split by every model.
+@dataclass(frozen=True)
+class EncodedSplit:
+    """A split that every model has encoded.
+
+    Attributes:
+        split: the split.
+        items: what the rows of features are.
+    """
+
+    split: Split
+    items: Items
+    encoder: Encoder
+    tasks: Sequence[Task]
+
+    def features(self, model: EvaluatedModel) -> Features:
+        """A model's features, read from the cache: let go of one model's before the next one's are asked for."""
+        parts: list[ShardFeatures] = []
+        texts = _Rows(len(self.items.texts))
+        for task in self.tasks:
+            part = self.encoder.features(task, model)
+            texts.add([self.items.texts[text] for text in task.texts], part.texts_UE)
+            parts.append(part)
+        if [key for part in parts for key in part.keys] != self.items.keys:
+            raise DataError(f"{self.split.name}: {model.name} has features of other images; empty the cache")
+        boxes = np.concatenate([part.boxes_P4 for part in parts]).astype(np.float64)
+        return Features(
+            images_NE=np.concatenate([part.images_nE for part in parts]),
+            texts_UE=texts.array(width=model.model.embed_dim),
+            classes_CE=self.encoder.texts(model, self.split.classes),
+            regions={reader: np.concatenate([part.regions[reader] for part in parts]) for reader in model.readers},
+            coherence_Q3=np.concatenate([part.coherence_Q3 for part in parts]),
+            boxes=boxes if model.grounds else None,
+        )
+
+
+class _Rows:
+    """Rows that come in pieces, some of them more than once: the first counts, so that equal texts stay equal."""
+
+    def __init__(self, count: int) -> None:
+        self._rows: npt.NDArray[np.float32] | None = None
+        self._known = np.zeros(count, dtype=bool)
+
+    def add(self, numbers: Sequence[int], rows: npt.NDArray[np.float32]) -> None:
+        if self._rows is None and len(rows):
+            self._rows = np.zeros((len(self._known), rows.shape[1]), dtype=np.float32)
+        new = np.array([not self._known[number] for number in numbers], dtype=bool)
+        if self._rows is not None and new.any():
+            places = np.asarray(numbers)[new]
+            self._rows[places] = rows[new]
+            self._known[places] = True
+
+    def array(self, *, width: int) -> npt.NDArray[np.float32]:
+        return np.zeros((0, width), dtype=np.float32) if self._rows is None else self._rows
+
+
+def encode_split(split: Split, encoder: Encoder, *, quarantine_limit: float) -> EncodedSplit:
+    """Encodes a split by every model, as far as that was not done before.
 
     Args:
         split: the split.
-        models: the models; results are by their names.
-        batch_size: images a batch.
+        encoder: the models.
         quarantine_limit: largest share of images that may be undecodable.
 
     Raises:
         DataError: a shard is broken, or too many images cannot be decoded.
     """
-    items = Items()
-    sizes = sorted({model.size for model in models})
+    tasks = list(_tasks(split))
+    encoder.ensure(tasks, what=split.name)
     classes = {name: number for number, name in enumerate(split.classes)}
-    collectors = [_Collector(model, batch_size) for model in models]
-    progress = _Progress(split.name, split.dataset.manifest.images)
-    pending: deque[tuple[int, list[Future[_Encoded]]]] = deque()
-
-    def drain(keep: int) -> None:
-        while len(pending) > keep:
-            images, futures = pending.popleft()
-            for collector, future in zip(collectors, futures, strict=True):
-                while not wait([future], timeout=_PROGRESS_EVERY).done:
-                    progress.tell(0)
-                collector.add(future.result())
-            progress.tell(images)
-
-    with _workers(models[0].device) as pool:
-        for batch in _ahead(_batches(split, items, classes, sizes, batch_size)):
-            pending.append((len(batch.truths), [pool.submit(collector.encode, batch) for collector in collectors]))
-            drain(keep=1)
-        drain(keep=0)
-        _check_refused(split, items, limit=quarantine_limit)
-        finished = [pool.submit(collector.finish, split, items) for collector in collectors]
-        return items, {model.name: future.result() for model, future in zip(models, finished, strict=True)}
+    items = Items()
+    for task in tasks:
+        found, truth = encoder.features(task, encoder.models[0]), task.truth or {}
+        for key, (width, height) in zip(found.keys, found.sizes_n2.tolist(), strict=True):
+            items.note(key, (width, height), truth[key], classes=classes)
+        items.refused += found.refused
+        for text in task.texts:
+            items.texts.setdefault(text, len(items.texts))
+    _check_refused(split, items, limit=quarantine_limit)
+    return EncodedSplit(split, items, encoder, tasks)
 
 
-def _ahead(batches: Iterator[_Batch]) -> Iterator[_Batch]:
-    """The batches, the next one made in a thread while this one is encoded."""
-    with ThreadPoolExecutor(1) as thread:
-        following = thread.submit(next, batches, None)
-        while (batch := following.result()) is not None:
-            following = thread.submit(next, batches, None)
-            yield batch
+def _tasks(split: Split) -> Iterator[Task]:
+    """A task a shard that something is known of."""
+    for shard in split.dataset.manifest.shards:
+        truth = split.of_shard(shard)
+        if truth:
+            yield Task(split.name, ShardImages(split.dataset.images.url, shard), len(truth), truth)
 
 
 def _check_refused(split: Split, items: Items, *, limit: float) -> None:
     total = len(items.keys) + len(items.refused)
+    if not total:
+        raise DataError(
+            f"{split.dataset.images.url}: no image of the split {split.name!r} is one that its tables name; the tables "
+            "belong to another data set"
+        )
     if items.refused and (len(items.refused) > limit * total or not items.keys):
         key, reason = items.refused[0]
         raise DataError(
@@ -165,170 +312,39 @@ def _check_refused(split: Split, items: Items, *, limit: float) -> None:
         )
 
 
-class _Progress:
-    """A line every few seconds."""
-
-    def __init__(self, split: str, total: int) -> None:
-        self._split, self._total, self._done = split, total, 0
-        self._start = self._told = time.monotonic()
-
-    def tell(self, images: int) -> None:
-        self._done += images
-        now = time.monotonic()
-        if now - self._told >= _PROGRESS_EVERY or (images and self._done >= self._total):
-            self._told = now
-            print(
-                f"evaluation: {self._split}: {self._done} of {self._total} images, {now - self._start:.0f} s",
-                flush=True,
-            )
+def feature_key(task: Task, model: EvaluatedModel) -> str:
+    """What a task's features by a model are kept under: a hash of all that they depend on."""
+    truth = "every image" if task.truth is None else truth_digest(task.truth)
+    return sha256(f"{task.images.digest} {truth} {_model_digest(model)}".encode()).hexdigest()
 
 
-def _batches(
-    split: Split, items: Items, classes: dict[str, int], sizes: Sequence[int], batch_size: int
-) -> Iterator[_Batch]:
-    """Decoded, letterboxed and cropped images; fills `items` as it goes."""
-    pending = _Pending(sizes)
-    for shard in split.dataset.manifest.shards:
-        for sample in split.dataset.read_samples(shard):
-            truth = split.truth.get(sample.key, ImageTruth())
-            if not truth.captions and not truth.regions:
-                continue
-            try:
-                image = decode(sample.image)
-            except (OSError, ValueError, Image.DecompressionBombError) as error:
-                items.refused.append((sample.key, f"{type(error).__name__}: {error}"[:200]))
-                continue
-            _note(items, sample.key, truth, classes)
-            pending.add(image, truth)
-            if len(pending.truths) >= batch_size or pending.boxes >= batch_size * _REGIONS_PER_IMAGE:
-                yield pending.batch()
-                pending = _Pending(sizes)
-    if pending.truths:
-        yield pending.batch()
+@cached
+def code_digest() -> str:
+    """Hash of the source that computes features, and of the versions of the libraries that it leaves pixels to."""
+    digest = sha256("".join(f"{name} {version(name)} " for name in _LIBRARIES).encode())
+    for name in _SOURCES:
+        digest.update((Path(cloc.__file__).parent / name).read_bytes())
+    return digest.hexdigest()
 
 
-def _note(items: Items, key: str, truth: ImageTruth, classes: dict[str, int]) -> None:
-    number = len(items.keys)
-    items.keys.append(key)
-    for caption in truth.captions:
-        items.caption_text.append(items.captions.setdefault(caption, len(items.captions)))
-        items.caption_image.append(number)
-    for place, region in enumerate(truth.regions):
-        if region.label:
-            items.labels.append(classes[region.label])
-            items.label_images.append(number)
-            items.label_places.append(place)
-    for place in truth.phrases:
-        items.phrases.append(truth.regions[place].text)
-        items.phrase_images.append(number)
-        items.phrase_places.append(place)
-        items.phrase_boxes.append(truth.regions[place].box)
-    items.ambiguous += truth.ambiguous
+def _model_digest(model: EvaluatedModel) -> str:
+    """Hash of a model: weights, configuration, tokenizer, pixels, and what is read with it."""
+    processor = model.processor
+    settings = {key: value for key, value in model.model.config.to_dict().items() if not key.startswith("_")}
+    return fingerprint(
+        code_digest(),
+        model.digest,
+        settings,
+        _tokenizer_digest(processor.tokenizer),
+        [processor.image_size, processor.context_length, processor.pad_to_full_length],
+        [processor.pixel_mean, processor.pixel_std],
+        [model.readers, model.grounds],
+    )
 
 
-class _Pending:
-    """A batch in the making."""
-
-    def __init__(self, sizes: Sequence[int]) -> None:
-        self.truths: list[ImageTruth] = []
-        self.boxes = 0
-        self._images: dict[int, list[Pixels]] = {size: [] for size in sizes}
-        self._crops: dict[int, list[Pixels]] = {size: [] for size in sizes}
-        self._frames: dict[int, list[Letterbox]] = {size: [] for size in sizes}
-
-    def add(self, image: Image.Image, truth: ImageTruth) -> None:
-        """Keeps what the network sees of an image and of its labelled regions."""
-        self.truths.append(truth)
-        crops = [crop(image, region.box) for region in truth.regions if region.label]
-        self.boxes += len(crops)
-        for size in self._images:
-            pixels, frame = letterbox(image, size=size)
-            self._images[size].append(pixels)
-            self._frames[size].append(frame)
-            self._crops[size] += [letterbox(part, size=size)[0] for part in crops]
-
-    def batch(self) -> _Batch:
-        """The batch, stacked."""
-        return _Batch(
-            truths=self.truths,
-            images={size: np.stack(images) for size, images in self._images.items()},
-            frames=self._frames,
-            crops={
-                size: np.stack(crops) if crops else np.zeros((0, size, size, 3), dtype=np.uint8)
-                for size, crops in self._crops.items()
-            },
-        )
-
-
-def crop(image: Image.Image, box: Sequence[float]) -> Image.Image:
-    """The pixels that a box touches, at least one: no margin around it."""
-    x1, y1, x2, y2 = box
-    left, top = min(int(x1 * image.width), image.width - 1), min(int(y1 * image.height), image.height - 1)
-    right, bottom = int(np.ceil(x2 * image.width)), int(np.ceil(y2 * image.height))
-    return image.crop((left, top, max(left + 1, right), max(top + 1, bottom)))
-
-
-@dataclass(frozen=True)
-class _Encoded:
-    """A batch through one model; see `Features`."""
-
-    images: npt.NDArray[np.float32]
-    regions: Mapping[Reader, npt.NDArray[np.float32]]
-    boxes: BoxesXYXY
-
-
-class _Collector:
-    """One model's features, batch after batch. `encode` runs in any thread; `add` keeps the order."""
-
-    def __init__(self, model: EvaluatedModel, batch_size: int) -> None:
-        self._model, self._batch_size = model, batch_size
-        self._parts: list[_Encoded] = []
-
-    @torch.inference_mode()
-    def encode(self, batch: _Batch) -> _Encoded:
-        """Everything that needs the batch's pixels or tokens."""
-        model = self._model
-        encoded = model.encode_images(batch.images[model.size], batch_size=self._batch_size)
-        boxes = [
-            frame.to_padded([region.box for region in truth.regions if region.label])
-            for frame, truth in zip(batch.frames[model.size], batch.truths, strict=True)
-        ]
-        regions = {
-            reader: model.embed_images(batch.crops[model.size], batch_size=self._batch_size)
-            if reader == "crop"
-            else model.read_regions(encoded, boxes, reader)
-            for reader in model.readers
-        }
-        found = self._ground(encoded.tokens_BND, batch) if model.grounds else np.zeros((0, 4))
-        return _Encoded(encoded.embeds, regions, found)
-
-    def _ground(self, tokens_BND: torch.Tensor, batch: _Batch) -> BoxesXYXY:
-        """Boxes of the batch's phrases in the original images."""
-        phrases = [[truth.regions[place].text for place in truth.phrases] for truth in batch.truths]
-        distinct = list({text: None for texts in phrases for text in texts})
-        coded = self._model.embed_texts(distinct, batch_size=self._batch_size)
-        number = {text: row for row, text in enumerate(distinct)}
-        texts = [coded[[number[text] for text in texts]] for texts in phrases]
-        padded = self._model.ground(tokens_BND, texts)
-        parts = np.split(padded, np.cumsum([len(rows) for rows in texts])[:-1])
-        frames = batch.frames[self._model.size]
-        return np.concatenate([frame.from_padded(rows) for frame, rows in zip(frames, parts, strict=True)])
-
-    def add(self, part: _Encoded) -> None:
-        """Keeps the next batch."""
-        self._parts.append(part)
-
-    @torch.inference_mode()
-    def finish(self, split: Split, items: Items) -> Features:
-        """The features of the whole split; captions and class names are encoded here, each distinct text once."""
-        captions = self._model.embed_texts(list(items.captions), batch_size=self._batch_size)
-        parts = self._parts
-        return Features(
-            images_NE=np.concatenate([part.images for part in parts]),
-            texts_TE=captions[items.caption_text],
-            classes_CE=self._model.embed_texts(split.classes, batch_size=self._batch_size),
-            regions={
-                reader: np.concatenate([part.regions[reader] for part in parts]) for reader in self._model.readers
-            },
-            boxes=as_boxes(np.concatenate([part.boxes for part in parts])) if self._model.grounds else None,
-        )
+def _tokenizer_digest(tokenizer: Any) -> str:
+    """Hash of a tokenizer, but for how it was last asked to pad and to truncate."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    body = json.loads(backend.to_str()) if backend is not None else {"vocabulary": tokenizer.get_vocab()}
+    kept = {key: value for key, value in body.items() if key not in ("padding", "truncation")}
+    return sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()

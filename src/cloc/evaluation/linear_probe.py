@@ -12,7 +12,7 @@ Shapes: I items (regions or images), E embedding width.
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from sklearn.exceptions import ConvergenceWarning
@@ -99,18 +99,49 @@ def score(
     labels_I, images_I = np.asarray(labels_I, dtype=np.int64), np.asarray(images_I, dtype=np.int64)
     parts = divide(images_I, max_train=max_train, seed=seed)
     train, test = parts.train, parts.test if len(parts.train) else np.zeros(0, dtype=np.int64)
-    predicted, converged = _predict(features_IE[train], labels_I[train], features_IE[test])
-    hit = (predicted == labels_I[test]).astype(np.float64)
+    scores = score_given(
+        features_IE[train],
+        labels_I[train],
+        features_IE[test],
+        labels_I[test],
+        images_I[test],
+        classes=classes,
+        draws_SN=draws_SN,
+    )
+    return replace(scores, test=test)
+
+
+def score_given(
+    train_IE: Floats,
+    train_labels_I: Indices,
+    test_IE: Floats,
+    test_labels_I: Indices,
+    images_I: Indices,
+    *,
+    classes: Sequence[str],
+    draws_SN: Draws,
+) -> ProbeScores:
+    """Trains on items and scores others, which the caller has divided.
+
+    Args:
+        train_IE, train_labels_I: frozen features and classes to train on.
+        test_IE, test_labels_I: those to test on.
+        images_I: index of each test item's image.
+        classes: names of all classes.
+        draws_SN: resamples of the images of the test items.
+    """
+    predicted, converged = _predict(train_IE, train_labels_I, test_IE)
+    hit = (predicted == test_labels_I).astype(np.float64)
     return ProbeScores(
         figures={
-            "top1": mean_estimate(hit, images_I[test], draws_SN),
-            "mAcc": macro_estimate(hit, images_I[test], labels_I[test], draws_SN),
+            "top1": mean_estimate(hit, images_I, draws_SN),
+            "mAcc": macro_estimate(hit, images_I, test_labels_I, draws_SN),
         },
-        train_items=len(train),
-        test_items=len(test),
-        missing=tuple(classes[c] for c in np.setdiff1d(labels_I[test], labels_I[train])),
+        train_items=len(train_IE),
+        test_items=len(test_IE),
+        missing=tuple(classes[c] for c in np.setdiff1d(test_labels_I, train_labels_I)),
         converged=converged,
-        test=test,
+        test=np.arange(len(test_IE)),
         predicted=predicted,
     )
 
@@ -124,5 +155,8 @@ def _predict(train_IE: Floats, labels_I: Indices, test_IE: Floats) -> tuple[Indi
     with warnings.catch_warnings(record=True) as raised:
         warnings.simplefilter("always", ConvergenceWarning)
         model.fit(scaler.transform(np.asarray(train_IE, dtype=np.float64)), labels_I)
-    converged = not any(issubclass(warning.category, ConvergenceWarning) for warning in raised)
+    others = [warning for warning in raised if not issubclass(warning.category, ConvergenceWarning)]
+    converged = len(others) == len(raised)
+    for warning in others:
+        warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
     return model.predict(scaler.transform(np.asarray(test_IE, dtype=np.float64))), converged

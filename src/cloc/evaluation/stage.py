@@ -9,18 +9,28 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from cloc.config import Config
-from cloc.data.storage import open_storage
+from cloc.data.storage import Storage, open_storage
+from cloc.errors import ConfigError
 from cloc.evaluation import report
-from cloc.evaluation.features import encode_split
+from cloc.evaluation.cache import open_cache
+from cloc.evaluation.class_scoring import classify
+from cloc.evaluation.features import Encoder, encode_split
 from cloc.evaluation.leakage import measure
-from cloc.evaluation.metrics import METRICS_FILE, SplitResult, assemble, flatten, score_split
+from cloc.evaluation.metrics import (
+    ESTIMATES_FILE,
+    METRICS_FILE,
+    SplitResult,
+    assemble,
+    flatten,
+    pack_estimates,
+)
 from cloc.evaluation.models import load_models
-from cloc.evaluation.summary import brief, headline_markdown
-from cloc.evaluation.truth import open_splits
+from cloc.evaluation.scoring import score_split
+from cloc.evaluation.summary import brief
+from cloc.evaluation.truth import Split, open_splits
 from cloc.stage import StageResult
 
 STAGE = "evaluation"
-SUMMARY_FILE = "summary.md"
 
 
 @dataclass(frozen=True)
@@ -41,7 +51,7 @@ class Outputs:
     """What the stage writes.
 
     Attributes:
-        report: folder of `index.html`, `metrics.json` and `summary.md`.
+        report: folder of `index.html`, `metrics.json`, `estimates.safetensors`, `summary.md`, tables and figures.
     """
 
     report: str
@@ -51,30 +61,23 @@ def run(config: Config, *, inputs: Inputs, outputs: Outputs) -> StageResult:
     """Evaluates the models.
 
     Raises:
-        ConfigError: a model folder is not one.
+        ConfigError: a model folder is not one, or a reader is one of no model.
         DataError: a split is not there, broken, or has no truth to test against.
     """
-    started = time.monotonic()
+    started, settings = time.monotonic(), config.evaluation
     splits = open_splits(inputs.data, config.data.test_splits)
-    models = load_models(inputs.models, device=config.evaluation.device)
+    models = load_models(_rows(config, inputs), device=settings.device, readers=settings.readers)
     print(f"evaluation: {len(models)} models on {', '.join(split.name for split in splits)}", flush=True)
-    results: dict[str, SplitResult] = {}
-    for split in splits:
-        items, features = encode_split(
-            split,
-            models,
-            batch_size=config.evaluation.batch_size,
-            quarantine_limit=config.data.quarantine_limit,
-        )
-        results[split.name] = score_split(split, items, features)
-        results[split.name].scores["leaked"] = measure(config, split, data=inputs.data)
-    metrics = assemble(models, results)
-    page = report.render(config, metrics, splits[0], results[splits[0].name], data=inputs.data)
+    with open_cache(settings.cache, gigabytes=settings.cache_gigabytes) as cache:
+        encoder = Encoder(models, cache, settings.batch_size, settings.workers)
+        results = {split.name: _evaluate(config, split, encoder, inputs) for split in splits}
+        metrics = assemble(models, results, classify(config, encoder))
     storage = open_storage(outputs.report)
-    storage.write_bytes(METRICS_FILE, (json.dumps(metrics, indent=1) + "\n").encode())
-    storage.write_bytes(SUMMARY_FILE, headline_markdown(metrics).encode())
-    storage.write_bytes(report.REPORT_FILE, page.encode())
+    _write_figures(storage, metrics, results)
+    first = splits[0]
+    written = report.write(config, metrics, first, results[first.name], models, data=inputs.data, storage=storage)
     root = outputs.report.rstrip("/")
+    files = {"metrics": METRICS_FILE, "estimates": ESTIMATES_FILE, **written}
     return StageResult(
         stage=STAGE,
         metrics={**flatten(metrics), "eval/seconds": time.monotonic() - started},
@@ -85,9 +88,27 @@ def run(config: Config, *, inputs: Inputs, outputs: Outputs) -> StageResult:
             "quarantined": sum(len(result.items.refused) for result in results.values()),
         },
         message=brief(metrics),
-        artifacts={
-            "report": f"{root}/{report.REPORT_FILE}",
-            "metrics": f"{root}/{METRICS_FILE}",
-            "summary": f"{root}/{SUMMARY_FILE}",
-        },
+        artifacts={name: f"{root}/{path}" for name, path in files.items()},
     )
+
+
+def _rows(config: Config, inputs: Inputs) -> dict[str, str]:
+    """The rows that the stage is given, then those of the settings."""
+    twice = [name for name in config.evaluation.models if name in inputs.models]
+    if twice:
+        raise ConfigError(f"evaluation.models: the row {twice[0]!r} stands among the models that are given, too")
+    return {**inputs.models, **config.evaluation.models}
+
+
+def _evaluate(config: Config, split: Split, encoder: Encoder, inputs: Inputs) -> SplitResult:
+    encoded = encode_split(split, encoder, quarantine_limit=config.data.quarantine_limit)
+    # Fitting takes far longer than reading: only what the gate looks at is probed.
+    headline = split.name == config.data.test_splits[0]
+    result = score_split(encoded, encoder.models, probe_items=config.evaluation.probe_items if headline else 0)
+    result.scores["leaked"] = measure(config, split, data=inputs.data)
+    return result
+
+
+def _write_figures(storage: Storage, metrics: Mapping[str, object], results: Mapping[str, SplitResult]) -> None:
+    storage.write_bytes(ESTIMATES_FILE, pack_estimates(results))
+    storage.write_bytes(METRICS_FILE, (json.dumps(metrics, indent=1) + "\n").encode())

@@ -15,8 +15,9 @@ def evaluation(
     report: dsl.Output[dsl.Artifact],
     page: dsl.Output[dsl.HTML],
     metrics: dsl.Output[dsl.Metrics],
+    confusion: dsl.Output[dsl.ClassificationMetrics],
 ):
-    """Compares the encoders: region recognition, grounding, image-text retrieval.
+    """Compares the encoders by every protocol that the test splits have truth for.
 
     Args:
         parameters: The stage's settings and its code's hash (JSON).
@@ -27,6 +28,7 @@ def evaluation(
         report: Folder with metrics.json and the page.
         page: The report, to look at.
         metrics: Every figure by split and model.
+        confusion: What the regions of the classes with most errors are taken for, by CLOC's best reader.
     """
     from cloc.pipeline.component import run_component
 
@@ -44,4 +46,5 @@ def evaluation(
         outputs={"report": report},
         metrics=metrics,
         page=page,
+        confusion=confusion,
     )

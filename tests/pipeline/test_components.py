@@ -121,9 +121,11 @@ def models(new: Folder, given: dict[str, str], data: Any, captions: Any, regions
 @pytest.fixture(scope="module")
 def report(new: Folder, given: dict[str, str], data: Any, models: dict[str, Any]) -> Any:
     report, page, metrics = new("report"), new("page.html", dsl.HTML), new("report_metrics", dsl.Metrics)
-    evaluation.python_func(
-        parameters=given["evaluation"], data=data, report=report, page=page, metrics=metrics, **models
-    )
+    confusion = new("confusion", dsl.ClassificationMetrics)
+    outputs = {"report": report, "page": page, "metrics": metrics, "confusion": confusion}
+    evaluation.python_func(parameters=given["evaluation"], data=data, **outputs, **models)
+    matrix = confusion.metadata["confusionMatrix"]
+    assert len(matrix["annotationSpecs"]) == len(matrix["rows"]) <= 11
     assert "<html" in Path(page.path).read_text()
     assert any("region" in name for name in metrics.metadata)
     return report

@@ -40,6 +40,8 @@ class ScenesConfig(Section):
     """Pictures with pairs of object and colour that training never shows."""
     unseen_kinds_images: NonNegative = 300
     """Pictures of kinds of object that training never shows."""
+    class_images: NonNegative = 0
+    """Pictures a kind of the classification set `classes` beside the splits, one kind a picture; 0 makes none."""
 
 
 class DataConfig(Section):
@@ -651,9 +653,9 @@ class EvaluationConfig(Section):
     max_image_loss: Share = 0.05
     """Gate: mean image-text R@1 may be this much (absolute) below CLIP's at equal steps."""
     promote_figure: str = "region/mAcc"
-    """Registry: the figure of the headline split by which a model beats the champion, as in `differences` of metrics.json."""
+    """Registry: figure of the headline split by which one beats the champion, as in `differences` of metrics.json."""
     promote_by: Literal["interval", "value"] = "interval"
-    """Registry: `interval`: the 95 % interval of the paired difference must lie above the margin; `value`: the figure."""
+    """Registry: `interval`: the 95 % interval of the paired difference must be above the margin; `value`: it alone."""
     promote_margin: Annotated[float, Field(ge=-1, le=1)] = 0.0
     """Registry: by how much (absolute) the champion must be beaten; below 0 lets a slightly worse model follow it."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -668,10 +670,10 @@ class EvaluationConfig(Section):
     """Folder or s3:// prefix that keeps features; empty takes $CLOC_CACHE or ~/.cache/cloc, `none` keeps nothing."""
     cache_gigabytes: Annotated[float, Field(gt=0)] = 20.0
     """What the cache may hold; the features that were not used for longest go first."""
-    probe_items: NonNegative = 10000
+    probe_items: NonNegative = 4000
     """Labelled regions (and images of a classification set) that a linear probe is fitted on at most; 0 fits none."""
     classification: str = ""
-    """A classification set for zero-shot classification: a folder of class folders, or a data set; empty for none."""
+    """A classification set for zero-shot classification: class folders or WebDataset tars; empty for none."""
     templates: str = ""
     """Text file of templates for class names, one a line, with {} for the name; empty takes eight general ones."""
 

@@ -7,13 +7,17 @@ import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
 
 from cloc.config import Config
 from cloc.data.storage import Storage, open_storage
 from cloc.errors import ConfigError
-from cloc.evaluation import report
+from cloc.evaluation import region_recognition, report
 from cloc.evaluation.cache import open_cache
 from cloc.evaluation.class_scoring import classify
+from cloc.evaluation.confusion import CONFUSION_FILE, square
 from cloc.evaluation.features import Encoder, encode_split
 from cloc.evaluation.leakage import measure
 from cloc.evaluation.metrics import (
@@ -26,7 +30,7 @@ from cloc.evaluation.metrics import (
 )
 from cloc.evaluation.models import load_models
 from cloc.evaluation.scoring import score_split
-from cloc.evaluation.summary import brief
+from cloc.evaluation.summary import best_row, brief
 from cloc.evaluation.truth import Split, open_splits
 from cloc.stage import StageResult
 
@@ -51,7 +55,8 @@ class Outputs:
     """What the stage writes.
 
     Attributes:
-        report: folder of `index.html`, `metrics.json`, `estimates.safetensors`, `summary.md`, tables and figures.
+        report: folder of `index.html`, `metrics.json`, `estimates.safetensors`, `confusion.json` of the
+            candidate's best reader, `summary.md`, tables and figures.
     """
 
     report: str
@@ -73,8 +78,8 @@ def run(config: Config, *, inputs: Inputs, outputs: Outputs) -> StageResult:
         results = {split.name: _evaluate(config, split, encoder, inputs) for split in splits}
         metrics = assemble(models, results, classify(config, encoder))
     storage = open_storage(outputs.report)
-    _write_figures(storage, metrics, results)
     first = splits[0]
+    _write_figures(storage, metrics, results, first)
     written = report.write(config, metrics, first, results[first.name], models, data=inputs.data, storage=storage)
     root = outputs.report.rstrip("/")
     files = {"metrics": METRICS_FILE, "estimates": ESTIMATES_FILE, **written}
@@ -109,6 +114,17 @@ def _evaluate(config: Config, split: Split, encoder: Encoder, inputs: Inputs) ->
     return result
 
 
-def _write_figures(storage: Storage, metrics: Mapping[str, object], results: Mapping[str, SplitResult]) -> None:
+def _write_figures(
+    storage: Storage, metrics: Mapping[str, Any], results: Mapping[str, SplitResult], first: Split
+) -> None:
     storage.write_bytes(ESTIMATES_FILE, pack_estimates(results))
     storage.write_bytes(METRICS_FILE, (json.dumps(metrics, indent=1) + "\n").encode())
+    model = metrics["headline"]["candidate"] or next(iter(metrics["models"]))
+    row = best_row(metrics, split=first.name, model=model)
+    if row:
+        result = results[first.name]
+        predicted_R = result.recognitions[row["model"], row["reader"]].predicted
+        labels_R = np.asarray(result.items.labels, dtype=np.int64)
+        counts_CC = region_recognition.confusion(labels_R, predicted_R, classes=len(first.classes))
+        body = {"model": row["model"], "reader": row["reader"], **square(counts_CC, first.classes)}
+        storage.write_bytes(CONFUSION_FILE, (json.dumps(body, indent=1) + "\n").encode())

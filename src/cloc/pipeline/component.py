@@ -23,6 +23,7 @@ from cloc.stages import run_stage
 
 LOCATION_FILE = "location.json"
 PAGE_FILE = "index.html"
+CONFUSION_FILE = "confusion.json"
 # Where a runner wants the reason of a failure: a JSON file.
 FAILURE_VARIABLE = "CLOC_FAILURE_FILE"
 
@@ -34,6 +35,13 @@ class Artifact(Protocol):
     metadata: dict[str, Any]
 
 
+class ConfusionArtifact(Artifact, Protocol):
+    """An artifact that the user interface shows a matrix of."""
+
+    def log_confusion_matrix(self, categories: list[str], matrix: list[list[int]]) -> None:
+        """Rows are the right categories."""
+
+
 def run_component(
     stage: str,
     parameters: str,
@@ -43,6 +51,7 @@ def run_component(
     metrics: Artifact,
     page: Artifact | None = None,
     more_pages: Mapping[str, Artifact] | None = None,
+    confusion: ConfusionArtifact | None = None,
 ) -> None:
     """Runs a stage as a task of a pipeline.
 
@@ -54,6 +63,7 @@ def run_component(
         metrics: artifact that the stage's numbers are shown by.
         page: artifact that gets a copy of the HTML page in the stage's output `report`.
         more_pages: the same of other files there, by their names.
+        confusion: artifact that gets the matrix of `confusion.json` there; empty where the stage found none.
 
     Raises:
         SystemExit: the stage failed with a reason, which is the last line that was printed; its code is the error's.
@@ -74,6 +84,8 @@ def run_component(
             _describe(artifact, result, code=task["code"])
         write_metrics(metrics, {**result.metrics, **result.counts})
         _copy_pages(folders, pages)
+        if confusion is not None:
+            _show_confusion(Path(folders["report"]) / CONFUSION_FILE, confusion)
 
 
 def resolve_parameters(values: Mapping[str, Any], others: list[str], *, data: str) -> Any:
@@ -139,6 +151,15 @@ def write_metrics(metrics: Artifact, values: Mapping[str, float]) -> None:
     path = Path(metrics.path)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(shown, indent=1, sort_keys=True) + "\n")
+
+
+def _show_confusion(file: Path, confusion: ConfusionArtifact) -> None:
+    found = json.loads(file.read_text()) if file.is_file() else {}
+    if found:
+        confusion.log_confusion_matrix(found["categories"], found["matrix"])
+    path = Path(confusion.path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(found) + "\n")
 
 
 def location(artifact: Artifact) -> str:

@@ -157,8 +157,8 @@ def read_scores(metrics: Mapping[str, Any], name: str, *, grounds: bool) -> dict
         grounds: whether the model was trained to find boxes; else its grounding figure is left away.
     """
     split = metrics["splits"][metrics["headline"]["split"]]
-    retrieval, best = split["retrieval"][name], best_row(metrics, split=metrics["headline"]["split"], model=name)
-    scores = {way: _score(retrieval[way], "R@1") for way in ("i2t", "t2i")}
+    retrieval, best = split["retrieval"].get(name), best_row(metrics, split=metrics["headline"]["split"], model=name)
+    scores = {way: _score(retrieval[way], "R@1") for way in ("i2t", "t2i")} if retrieval else {}
     if best is not None:
         scores["region"] = _score(best["region"], "mAcc")
     if grounds and name in split["grounding"]:

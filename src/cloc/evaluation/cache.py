@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -29,7 +30,7 @@ _FOLDER, _INDEX, _SUFFIX = "features", "index.json", ".safetensors"
 _LOOKS = 16  # looks at a storage at a time
 _GIGABYTE = 1 << 30
 
-Arrays = dict[str, npt.NDArray[np.generic]]
+Arrays = dict[str, npt.NDArray[Any]]
 
 
 class FeatureCache:

@@ -85,7 +85,9 @@ def _features(
     name: str, part: Part, model: EvaluatedModel, encoder: Encoder
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64], list[tuple[str, str]]]:
     """Embeddings and classes of the images that could be decoded, and the others with their reasons."""
-    embeds, labels, refused = [], [], []
+    embeds: list[npt.NDArray[np.float32]] = []
+    labels: list[int] = []
+    refused: list[tuple[str, str]] = []
     for chunk, task in zip(part.chunks, _tasks(name, part), strict=True):
         features = encoder.features(task, model)
         of_key = dict(zip(chunk.keys, chunk.labels, strict=True))

@@ -281,7 +281,7 @@ class _Collector:
         encoded = model.encode_images(batch.images[model.size], batch_size=self._batch_size)
         boxes = [as_boxes(list(truth.boxes)) for truth in batch.truths]
         padded = [frame.to_padded(rows) for frame, rows in zip(frames, boxes, strict=True)]
-        regions = {
+        regions: dict[str, npt.NDArray[np.float32]] = {
             reader: model.embed_images(batch.crops[model.size], batch_size=self._batch_size)
             if reader == "crop"
             else model.read_regions(encoded, padded, reader)

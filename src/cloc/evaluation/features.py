@@ -30,9 +30,13 @@ from cloc.evaluation.workers import Work, encode_all
 from cloc.stage import fingerprint
 
 # What computes features; `cloc.evaluation.encoding` and `cloc.data` hand on what these make.
-_SOURCES = ("boxes.py", "data/images.py", "data/transforms.py", "evaluation/coherence.py", "evaluation/encoding.py")
-_SOURCES += ("evaluation/models.py", "evaluation/truth.py", "model/configuration.py", "model/masked.py")
-_SOURCES += ("model/modeling.py", "model/processing.py", "model/prompter.py", "model/roi_align.py")
+_SOURCES = (
+    "boxes.py",
+    *("data/images.py", "data/transforms.py"),
+    *("evaluation/coherence.py", "evaluation/encoding.py", "evaluation/models.py", "evaluation/truth.py"),
+    *("model/configuration.py", "model/masked.py", "model/modeling.py", "model/processing.py"),
+    *("model/prompter.py", "model/roi_align.py"),
+)
 _LIBRARIES = ("pillow", "transformers")
 
 

@@ -29,6 +29,7 @@ from cloc.evaluation import (
     coherence,
     grounding,
     linear_probe,
+    ranking,
     region_recognition,
     region_retrieval,
     retrieval,
@@ -131,7 +132,7 @@ def pack_estimates(splits: Mapping[str, SplitResult]) -> bytes:
     )
 
 
-_PLAIN_NAMES = {"acc@0.5": "acc_0.5", **{f"R@{k}": f"R{k}" for k in retrieval.KS}}
+_PLAIN_NAMES = {"acc@0.5": "acc_0.5", **{f"R@{k}": f"R{k}" for k in ranking.KS}}
 _FORBIDDEN = re.compile(r"[^\w.\- ]+")
 
 

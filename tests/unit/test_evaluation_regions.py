@@ -159,7 +159,7 @@ class TestRegionRetrieval:
         _retrieve_float32(regions, texts, numbers)
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
-        assert peak < 120e6  # all scores at once would be 432 MB, and their masks 108 MB each
+        assert peak < 60e6  # all scores at once would be 432 MB, and their masks 108 MB each
 
 
 def _retrieve_float32(regions, texts, numbers):

@@ -71,12 +71,14 @@ def hits(scores_QX: Floats, right_QX: npt.NDArray[np.bool_], *, ks: Sequence[int
 
     Each query needs at least one right candidate.
     """
-    lowest = scores_QX.dtype.type(-np.inf)
-    best_Q1 = np.where(right_QX, scores_QX, lowest).max(axis=1, keepdims=True)
-    above_Q = (scores_QX > best_Q1).sum(axis=1)  # all of them wrong
-    tied_QX = scores_QX == best_Q1
-    right_Q = (tied_QX & right_QX).sum(axis=1)
-    return credits(above_Q, right_Q, tied_QX.sum(axis=1) - right_Q, ks=ks)
+    queries, candidates = np.nonzero(right_QX)  # few: in the order of queries
+    right_scores = scores_QX[queries, candidates]
+    starts_Q = np.searchsorted(queries, np.arange(len(scores_QX)))
+    best_Q = np.maximum.reduceat(right_scores, starts_Q)
+    right_Q = np.bincount(queries, weights=right_scores == best_Q[queries], minlength=len(scores_QX)).astype(np.int64)
+    above_Q = (scores_QX > best_Q[:, None]).sum(axis=1)  # all of them wrong
+    upto_Q = (scores_QX >= best_Q[:, None]).sum(axis=1)
+    return credits(above_Q, right_Q, upto_Q - above_Q - right_Q, ks=ks)
 
 
 def credits(above_Q: Indices, right_Q: Indices, wrong_Q: Indices, *, ks: Sequence[int] = KS) -> dict[int, Floats]:

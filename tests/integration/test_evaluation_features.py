@@ -20,6 +20,7 @@ from cloc.evaluation.features import Encoder, encode_split
 from cloc.evaluation.models import load_models
 from cloc.evaluation.truth import open_splits
 from tests.evaluated_models import write_model, write_public
+from tests.s3_server import needs_server, serving_s3, use_endpoint
 
 ROOT = Path(__file__).parents[2]
 
@@ -197,6 +198,28 @@ class TestCache:
         with open_cache(str(tmp_path), gigabytes=1e-6) as cache:
             pass
         assert cache.present(["d" * 64]) == [False]
+
+    @needs_server
+    def test_a_prefix_on_s3(self, tmp_path: Path, monkeypatch) -> None:
+        with serving_s3(tmp_path) as server:
+            use_endpoint(monkeypatch, server.endpoint)
+            with open_cache("s3://bucket/kept", gigabytes=1) as cache:
+                cache.put("f" * 64, {"x": np.arange(5)})
+                assert np.array_equal(cache.get("f" * 64)["x"], np.arange(5))
+            with open_cache("s3://bucket/kept", gigabytes=1e-9) as cache:
+                assert cache.present(["f" * 64, "a" * 64]) == [True, False]
+            assert cache.present(["f" * 64]) == [False], "it did not fit"
+        assert (tmp_path / "bucket" / "kept" / "features" / "index.json").exists()
+
+    def test_a_place_that_cannot_be_written(self, tmp_path: Path, monkeypatch, capsys) -> None:
+        (tmp_path / "file").write_text("")
+        with pytest.raises(DataError, match="file"), open_cache(str(tmp_path / "file"), gigabytes=1):
+            pass
+        monkeypatch.delenv("CLOC_CACHE")
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+        with open_cache("", gigabytes=1) as cache:  # nobody asked for this one: the run goes on without
+            cache.put("a" * 64, {"x": np.ones(1)})
+        assert "evaluation: features are not kept:" in capsys.readouterr().out
 
     def test_none_keeps_nothing(self, tmp_path: Path, monkeypatch) -> None:
         monkeypatch.setenv("HOME", str(tmp_path))

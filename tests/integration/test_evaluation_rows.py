@@ -163,6 +163,17 @@ def test_small_confusions() -> None:
     assert whole == {"categories": ["c", "a", "b"], "matrix": [[0, 2, 1], [0, 5, 1], [0, 0, 9]]}
 
 
+def test_a_model_without_the_reader_that_is_asked_for(tmp_path, make_dataset) -> None:
+    data = make_dataset(tmp_path / "data", 4)
+    models = {"CLIP": write_public(tmp_path / "hub"), "CLOC": write_model(tmp_path / "cloc", "cloc")}
+    config = settings(pictures=2, readers=["prompter"])
+    report = str(tmp_path / "report")
+    stage.run(config, inputs=stage.Inputs(data=data, models=models), outputs=stage.Outputs(report=report))
+    split = json.loads((tmp_path / "report" / "metrics.json").read_text())["splits"]["test"]
+    assert [(row["model"], row["reader"]) for row in split["rows"]] == [("CLOC", "prompter")]
+    assert list(split["retrieval"]) == ["CLIP", "CLOC"]
+
+
 def test_a_name_that_stands_twice(tmp_path, make_dataset) -> None:
     data = make_dataset(tmp_path / "data", 4)
     inputs = stage.Inputs(data=data, models={"CLOC": "here"})

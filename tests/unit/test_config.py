@@ -9,6 +9,7 @@ import yaml
 
 from cloc.config import Config, apply_overrides, dump, flatten, load_params, load_preset, parse, preset_names, read_yaml
 from cloc.errors import ConfigError
+from cloc.pipeline.parameters import OTHER, arguments
 
 ROOT = Path(__file__).parents[2]
 
@@ -128,3 +129,13 @@ def test_every_setting_has_a_help_text() -> None:
 
     assert without(Config, "") == []
     assert "train.steps" in flatten(Config().model_dump())
+
+
+def test_rows_of_the_users_own_names() -> None:
+    tree = Config().model_dump(mode="json")
+    one = apply_overrides(tree, ["evaluation.models.SigLIP=google/siglip-base-patch16-224"])
+    both = apply_overrides(one, ['evaluation.models={"A b.c": "here", "SigLIP": "there"}'])
+    assert parse(one, source="test").evaluation.models == {"SigLIP": "google/siglip-base-patch16-224"}
+    assert parse(both, source="test").evaluation.models == {"A b.c": "here", "SigLIP": "there"}
+    assert flatten(both)["evaluation.models"] == {"A b.c": "here", "SigLIP": "there"}, "one value, not a section"
+    assert arguments(parse(both, source="test"))[OTHER].count('evaluation.models={"A b.c": "here", "SigLIP": "there"}')

@@ -1,13 +1,12 @@
-"""Summary and gate: pure functions of `metrics.json`."""
+"""The gate: a pure function of `metrics.json`."""
 
 import json
 
 import pytest
-from rich.console import Console
 
 from cloc.config.schema import Config, EvaluationConfig
 from cloc.errors import ConfigError, DataError, GateFailed
-from cloc.evaluation import registration, summary
+from cloc.evaluation import registration
 from cloc.evaluation.gate import judge
 from cloc.evaluation.provenance import read_training, slug, weights_digest
 
@@ -55,62 +54,6 @@ def make_metrics(*, steps=(0.05, 0.12), compute=(0.19, 0.10), cloc=0.70, recalls
         },
         "splits": {"test": split, "unseen_pairs": split},
     }
-
-
-class TestSummary:
-    def test_the_best_reader_of_each_model_is_shown(self):
-        table = summary.headline(make_metrics())
-        row = next(row for row in table.rows if row.label == "region mAcc")
-        assert [(cell.text, cell.note) for cell in row.cells] == [
-            ("12.0", "RoIAlign"),
-            ("19.0", "crop"),
-            ("70.0", "Prompter"),
-        ]
-        assert [row.label for row in table.rows][-1] == "region mAcc, unseen pairs"
-        grounding = next(row for row in table.rows if row.label.startswith("grounding"))
-        assert [cell.value for cell in grounding.cells] == [None, None, 0.72]
-
-    def test_it_says_where_cloc_loses(self):
-        found = summary.sentences(make_metrics())
-        assert "5.8 times the 12.0 of CLIP (equal steps)" in found[0]
-        assert "3.7 times the 19.0 of CLIP (equal compute)" in found[1]
-        lost = [sentence for sentence in found if "loses" in sentence]
-        assert len(lost) == 2
-        assert all(COMPUTE in sentence and "8.0 points" in sentence and "are apart" in sentence for sentence in lost)
-
-    def test_the_line_for_the_log_counts_losses(self):
-        line = summary.brief(make_metrics())
-        assert line.endswith("It is below a plain CLIP on 2 figures; the report names each.")
-        assert "3.7 times the 19.0" in line
-
-    def test_it_says_when_nothing_is_lost(self):
-        assert summary.losses(make_metrics(recalls=(0.1, 0.2, 0.2)))[0].startswith("CLOC loses to no plain CLIP")
-
-    def test_close_figures_are_called_overlapping(self):
-        lost = summary.losses(make_metrics(recalls=(0.26, 0.1, 0.25)))
-        assert len(lost) == 2
-        assert all("intervals overlap" in sentence for sentence in lost)
-
-    def test_a_baseline_at_zero_gives_no_ratio(self):
-        assert "times" not in summary.sentences(make_metrics(steps=(0.0, 0.0)))[0]
-
-    def test_terminal_and_markdown_show_the_same_figures(self):
-        metrics = make_metrics()
-        console = Console(width=140, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-        console.print(summary.headline_table(metrics))
-        terminal, markdown = console.export_text(), summary.headline_markdown(metrics)
-        for text in (terminal, markdown):
-            for figure in ("70.0", "19.0", "72.0", "1,200", "450", COMPUTE):
-                assert figure in text
-        assert "**70.0** (Prompter" in markdown
-
-    def test_names_cannot_break_the_tables(self):
-        text = json.dumps(make_metrics()).replace("CLIP (equal steps)", "[red]a|b")
-        metrics = json.loads(text)
-        console = Console(width=140, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-        console.print(summary.headline_table(metrics))
-        assert "[red]a|b" in console.export_text()
-        assert r"\[red\]a\|b" in summary.headline_markdown(metrics)
 
 
 class TestGate:

@@ -13,7 +13,10 @@ from PIL import Image
 from cloc.boxes import problem
 from cloc.data.dataset import Dataset
 from cloc.data.transforms import decode
+from cloc.evaluation import heatmap, region_retrieval
+from cloc.evaluation.features import Items
 from cloc.evaluation.metrics import SplitResult
+from cloc.evaluation.models import EvaluatedModel, Reader
 from cloc.evaluation.truth import Split
 from cloc.pages.pictures import data_url, fit
 
@@ -21,6 +24,7 @@ SEED = 0
 _SIDE = 480  # longest side of a picture in the page, pixels
 _SMALL = 0.1  # share of a side
 _BOXES = 8  # labelled boxes shown an image
+_QUALITY = 80  # of JPEG
 
 RIGHT, WRONG = "right", "wrong"
 
@@ -66,8 +70,8 @@ class Named:
     label: str
     candidate: str
     candidate_right: bool
-    baseline: str
-    baseline_right: bool
+    baseline: str = ""
+    baseline_right: bool = False
 
 
 @dataclass(frozen=True)
@@ -96,8 +100,8 @@ class GroundingCard:
 class RetrievalCard:
     """A query and what came first; `truth` is the right answer where that was another.
 
-    `direction` is "i2t" (the query is the image `key`) or "t2i" (the query is `text`, `key` was found, `true_key` is
-    right).
+    `direction` is "i2t" (the query is the image `key`), "r2t" (the query is its region `boxes`) or "t2i" (the query is
+    `text`, `key` was found, `true_key` is right).
     """
 
     direction: str
@@ -106,18 +110,52 @@ class RetrievalCard:
     text: str
     truth: str = ""
     true_key: str = ""
+    boxes: tuple[Box, ...] = ()
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A phrase that a heat map is drawn for, and the labelled boxes that it names."""
+
+    key: str
+    phrase: str
+    boxes: tuple[Box, ...]
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A heat map by a reader of a model: cosines from `low` to `high`; `hit` where the highest lies in a labelled box.
+
+    `peak` is the style of the mark at the highest, in percent of the picture.
+    """
+
+    model: str
+    reader: str
+    picture: Picture
+    low: float
+    high: float
+    hit: bool
+    peak: str
+
+
+@dataclass(frozen=True)
+class HeatCard:
+    """A phrase over an image, by one model or two."""
+
+    asked: Asked
+    panels: tuple[Panel, ...]
 
 
 def region_cards(
-    split: Split, result: SplitResult, *, candidate: tuple[str, str], baseline: tuple[str, str], count: int
+    split: Split, result: SplitResult, *, candidate: tuple[str, str], baseline: tuple[str, str] | None, count: int
 ) -> list[RegionCard]:
     """Images drawn among those with labelled regions; of each, its largest boxes.
 
     Args:
-        candidate, baseline: (model, reader) of the two rows that are shown.
+        candidate, baseline: (model, reader) of the rows that are shown; one alone, or two.
     """
     items = result.items
-    own, other = result.recognitions[candidate], result.recognitions[baseline]
+    own, other = result.recognitions[candidate], result.recognitions[baseline] if baseline else None
     by_image: dict[int, list[int]] = {}
     for region, image in enumerate(items.label_images):
         by_image.setdefault(image, []).append(region)
@@ -129,8 +167,7 @@ def region_cards(
         boxes: list[Box] = []
         names: list[Named] = []
         for tag, (region, labelled) in enumerate(found[:_BOXES], start=1):
-            a, b = int(own.predicted[region]), int(other.predicted[region])
-            right = a == items.labels[region]
+            a, right = int(own.predicted[region]), bool(own.predicted[region] == items.labels[region])
             boxes.append(Box(*labelled.box, kind=RIGHT if right else WRONG, tag=str(tag)))
             names.append(
                 Named(
@@ -138,8 +175,8 @@ def region_cards(
                     label=labelled.label,
                     candidate=split.classes[a],
                     candidate_right=right,
-                    baseline=split.classes[b],
-                    baseline_right=b == items.labels[region],
+                    baseline=split.classes[int(other.predicted[region])] if other else "",
+                    baseline_right=bool(other and other.predicted[region] == items.labels[region]),
                 )
             )
         cards.append(RegionCard(items.keys[image], tuple(boxes), tuple(names), len(found) - len(names)))
@@ -170,6 +207,8 @@ def grounding_cards(result: SplitResult, *, model: str, threshold: float, count:
 
 def retrieval_cards(split: Split, result: SplitResult, *, model: str, count: int) -> list[RetrievalCard]:
     """Queries of both ways drawn at random, a quarter of `count` for each of right and wrong."""
+    if model not in result.retrievals:
+        return []
     items, scores = result.items, result.retrievals[model]
     texts = list(items.captions)
     each = max(1, count // 4) if count else 0
@@ -192,23 +231,111 @@ def retrieval_cards(split: Split, result: SplitResult, *, model: str, count: int
     return cards
 
 
-def load_pictures(dataset: Dataset, keys: Iterable[str]) -> dict[str, Picture]:
-    """The pictures of these keys; shards are streamed until all are found."""
+def region_text_cards(split: Split, result: SplitResult, *, row: tuple[str, str], count: int) -> list[RetrievalCard]:
+    """Boxes drawn at random, and the text of the split's regions that came first for each, right and wrong ones.
+
+    Args:
+        row: (model, reader) that looked for them.
+        count: as in `retrieval_cards`.
+    """
+    if row not in result.region_retrievals:
+        return []
+    items, way = result.items, result.region_retrievals[row].region_to_text
+    texts = region_retrieval.distinct(items.named).texts
+    each = max(1, count // 4) if count else 0
+    cards: list[RetrievalCard] = []
+    for right in (True, False):
+        pool = np.flatnonzero(way.credit == 1 if right else way.credit == 0)
+        for region in _draw(pool.tolist(), each):
+            image = items.named_images[region]
+            key = items.keys[image]
+            # The rows of an image's distinct boxes follow each other, in the order of `boxes`.
+            place = items.named_rows[region] - int(np.searchsorted(items.box_images, image))
+            box = Box(*list(split.truth[key].boxes)[place], kind="labelled")
+            truth = "" if right else items.named[region]
+            cards.append(RetrievalCard("r2t", right, key, texts[int(way.nearest[region])], truth, boxes=(box,)))
+    return cards
+
+
+def asked_phrases(split: Split, items: Items, *, count: int) -> list[Asked]:
+    """Phrases drawn at random, at most one an image; class names of labelled regions where the split has no phrases.
+
+    They are those of `grounding_cards`, which draws in the same order.
+    """
+    found: dict[str, Asked] = {}
+    named = bool(items.phrases)
+    images = items.phrase_images if named else items.label_images
+    for number in _draw(range(len(images)), len(images)):
+        if len(found) == count:
+            break
+        key = items.keys[images[number]]
+        if named:
+            boxes = [items.phrase_boxes[number]]
+            phrase = items.phrases[number]
+        else:
+            phrase = split.classes[items.labels[number]]
+            boxes = [region.box for region in split.truth[key].regions if region.label == phrase]
+        found.setdefault(key, Asked(key, phrase, tuple(Box(*box, kind="labelled") for box in boxes)))
+    return list(found.values())
+
+
+def heat_cards(
+    asked: Sequence[Asked],
+    images: Mapping[str, Image.Image],
+    readers: Sequence[tuple[EvaluatedModel, Reader]],
+    *,
+    batch_size: int,
+) -> list[HeatCard]:
+    """The heat map of each phrase by each (model, reader).
+
+    Args:
+        asked: the phrases.
+        images: RGB images by key.
+        batch_size: as in `heatmap.similarity`.
+    """
+    cards: list[HeatCard] = []
+    for item in asked:
+        panels: list[Panel] = []
+        for model, reader in readers:
+            heat = heatmap.similarity(model, reader, images[item.key], [item.phrase], batch_size=batch_size)[0]
+            shown = fit(images[item.key], side=_SIDE, enlarge=False)
+            x, y = heat.peak
+            panels.append(
+                Panel(
+                    model.name,
+                    reader,
+                    picture(heatmap.paint(shown, heat)),
+                    float(heat.values_YX.min()),
+                    float(heat.values_YX.max()),
+                    any(box.x1 <= x <= box.x2 and box.y1 <= y <= box.y2 for box in item.boxes),
+                    f"left:{100 * x:.3f}%;top:{100 * y:.3f}%",
+                )
+            )
+        cards.append(HeatCard(item, tuple(panels)))
+    return cards
+
+
+def load_images(dataset: Dataset, keys: Iterable[str], *, side: int = _SIDE) -> dict[str, Image.Image]:
+    """The images of these keys, RGB; shards are streamed until all are found.
+
+    Args:
+        side: a JPEG may be decoded smaller, with a long side of at least so many pixels.
+    """
     wanted = set(keys)
-    found: dict[str, Picture] = {}
+    found: dict[str, Image.Image] = {}
     for shard in dataset.manifest.shards:
         if wanted <= found.keys():
             break
         for sample in dataset.read_samples(shard):
             if sample.key in wanted:
-                found[sample.key] = picture(decode(sample.image, at_least=_SIDE))
+                found[sample.key] = decode(sample.image, at_least=max(_SIDE, side))
     return found
 
 
 def picture(image: Image.Image) -> Picture:
     """An RGB image as a JPEG inside the page, made small where it is large."""
     small = fit(image, side=_SIDE, enlarge=False)
-    return Picture(data_url(small), small.width, small.height)
+    return Picture(data_url(small, quality=_QUALITY), small.width, small.height)
 
 
 def keys_of(
@@ -217,15 +344,6 @@ def keys_of(
     """Keys of all pictures that the cards show."""
     keys = {card.key for card in regions} | {card.key for card in groundings} | {card.key for card in retrievals}
     return keys | {card.true_key for card in retrievals if card.true_key}
-
-
-def per_class(
-    rows: Mapping[str, Mapping[str, float]], others: Mapping[str, Mapping[str, float]], *, limit: int
-) -> list[tuple[str, float, float, int]]:
-    """(class, accuracy, other row's accuracy, regions) of the `limit` most frequent classes, best first."""
-    frequent = sorted(rows, key=lambda name: (-rows[name]["n"], name))[:limit]
-    found = [(name, rows[name]["accuracy"], others[name]["accuracy"], int(rows[name]["n"])) for name in frequent]
-    return sorted(found, key=lambda item: (-item[1], -item[2], item[0]))
 
 
 def _draw(pool: Sequence[int], count: int) -> list[int]:

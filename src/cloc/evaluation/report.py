@@ -1,67 +1,54 @@
-"""The report: one HTML page that needs no network, with figures, charts, pictures and how to make it again.
+"""The report folder: one HTML page that needs no network, the same as Markdown, tables, and charts as PNG.
+
+    index.html       figures with intervals, charts, heat maps, galleries, provenance, and how to make it again
+    summary.md       the headline and all tables
+    tables/*.csv, tables/*.json, figures/*.png
 
 Everything that comes from data is escaped by the template; pictures are data URIs. The page has no script.
 """
 
-import math
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import jinja2
+import numpy as np
 
 from cloc.config import Config
-from cloc.evaluation import gallery, grounding, statistics, summary
+from cloc.data.storage import Storage
+from cloc.evaluation import (
+    charts,
+    figures,
+    gallery,
+    grounding,
+    heatmap,
+    region_recognition,
+    statistics,
+    summary,
+    tables,
+)
 from cloc.evaluation.gate import Verdict, judge
 from cloc.evaluation.metrics import SplitResult
+from cloc.evaluation.models import EvaluatedModel, Reader
 from cloc.evaluation.truth import Split
+from cloc.pages import environment
 
-REPORT_FILE = "index.html"
-_CLASSES = 120
-
-
-@dataclass(frozen=True)
-class Point:
-    """A row of an interval chart, in percent of the axis."""
-
-    label: str
-    text: str
-    left: float
-    low: float
-    span: float
-    kind: str
-    best: bool
+REPORT_FILE, SUMMARY_FILE = "index.html", "summary.md"
+FIGURES_FOLDER, TABLES_FOLDER = "figures", "tables"
+_HEATED = 2  # one heat map for so many pictures of a gallery: each is as many encoded windows
 
 
 @dataclass(frozen=True)
-class Chart:
-    """An interval chart: rows over an axis from 0 to its last tick."""
+class Shown:
+    """The rows whose single answers are shown: the candidate's best, and the best of another model (None without)."""
 
-    title: str
-    note: str
-    ticks: tuple[tuple[float, str], ...]
-    points: tuple[Point, ...]
-
-
-@dataclass(frozen=True)
-class ClassBar:
-    """A row of the per-class chart, in percent."""
-
-    name: str
-    own: float
-    other: float
-    regions: int
+    own: Mapping[str, Any]
+    other: Mapping[str, Any] | None
 
     @property
-    def low(self) -> float:
-        """Left end of the line between the two."""
-        return min(self.own, self.other)
-
-    @property
-    def span(self) -> float:
-        """Length of that line."""
-        return abs(self.own - self.other)
+    def keys(self) -> list[tuple[str, Reader]]:
+        """(model, reader) of the rows."""
+        return [(row["model"], row["reader"]) for row in (self.own, self.other) if row]
 
 
 @dataclass(frozen=True)
@@ -69,12 +56,63 @@ class Galleries:
     """All pictures of the page and what stands beside them."""
 
     pictures: Mapping[str, gallery.Picture]
+    heats: Sequence[gallery.HeatCard]
     regions: Sequence[gallery.RegionCard]
     groundings: Sequence[gallery.GroundingCard]
     retrievals: Sequence[gallery.RetrievalCard]
 
 
-def render(config: Config, metrics: Mapping[str, Any], split: Split, result: SplitResult, *, data: str) -> str:
+@dataclass(frozen=True)
+class Command:
+    """How to make a row again."""
+
+    model: str
+    readers: tuple[str, ...]
+    text: str
+
+
+def write(
+    config: Config,
+    metrics: Mapping[str, Any],
+    split: Split,
+    result: SplitResult,
+    models: Sequence[EvaluatedModel],
+    *,
+    data: str,
+    storage: Storage,
+) -> dict[str, str]:
+    """Writes the report folder.
+
+    Args:
+        config, metrics, split, result, models, data: see `render`.
+        storage: the report's folder.
+
+    Returns:
+        What was written, by the name to show: paths in the folder.
+    """
+    page = render(config, metrics, split, result, data=data, models=models)
+    sheets = tables.sheets(metrics)
+    storage.write_bytes(REPORT_FILE, page.encode())
+    storage.write_bytes(SUMMARY_FILE, f"{summary.headline_markdown(metrics)}\n{tables.markdown(sheets)}".encode())
+    for sheet in sheets:
+        storage.write_bytes(f"{TABLES_FOLDER}/{sheet.name}.csv", tables.as_csv(sheet).encode())
+        storage.write_bytes(f"{TABLES_FOLDER}/{sheet.name}.json", tables.as_json(sheet).encode())
+    shown = shown_rows(metrics)
+    bars = charts.classes(shown.own, shown.other) if shown else []
+    for name, png in figures.draw(metrics, bars, _confusion(split, result, shown)).items():
+        storage.write_bytes(f"{FIGURES_FOLDER}/{name}", png)
+    return {"report": REPORT_FILE, "summary": SUMMARY_FILE, "tables": TABLES_FOLDER, "figures": FIGURES_FOLDER}
+
+
+def render(
+    config: Config,
+    metrics: Mapping[str, Any],
+    split: Split,
+    result: SplitResult,
+    *,
+    data: str,
+    models: Sequence[EvaluatedModel] = (),
+) -> str:
     """The page as HTML.
 
     Args:
@@ -82,36 +120,35 @@ def render(config: Config, metrics: Mapping[str, Any], split: Split, result: Spl
         metrics: content of `metrics.json`.
         split, result: the headline split and what was found on it; pictures come from it.
         data: the data that was evaluated, as given.
+        models: to draw heat maps with; without them there are none.
     """
-    shown = _shown_rows(metrics)
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("cloc.evaluation"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["percent"] = lambda value: f"{100 * value:.1f}"
-    environment.filters["quoted"] = shlex.quote
-    environment.filters["count"] = lambda value: f"{value:,}"
-    return environment.get_template("report.html.j2").render(
+    shown = shown_rows(metrics)
+    pages = environment("cloc.evaluation")
+    pages.filters["percent"] = lambda value: f"{100 * value:.1f}"
+    pages.filters["count"] = lambda value: summary.DASH if value is None else f"{value:,.0f}"
+    pages.filters.update(reader=summary.reader_name, signed=summary.signed)
+    sheets = tables.sheets(metrics)
+    return pages.get_template("report.html.j2").render(
         metrics=metrics,
         headline=metrics["headline"],
         split=metrics["splits"][split.name],
         table=summary.headline(metrics),
-        is_best=summary.is_best,
-        gains_and_losses=summary.sentences(metrics),
+        says=summary.sentences(metrics),
         supervision=summary.SUPERVISION,
-        readers=summary.READERS,
         verdict=_verdict(config, metrics),
-        charts=[_chart(metrics, name) for name in metrics["splits"]],
+        sheets={sheet.name: sheet for sheet in sheets},
+        briefs={sheet.name: tables.brief(sheet, split.name) for sheet in sheets},
+        region_charts=[chart for name in metrics["splits"] if (chart := charts.regions(metrics, name))],
+        size_charts=charts.sizes(metrics),
         shown=shown,
-        class_bars=_class_bars(metrics, shown) if shown else [],
-        galleries=_galleries(config, split, result, metrics, shown),
+        class_bars=charts.classes(shown.own, shown.other) if shown else [],
+        confusion=_confusion(split, result, shown),
+        galleries=_galleries(config, split, result, metrics, shown, models),
+        legend=heatmap.legend(),
+        commands=list(_commands(metrics, data)),
         statistics=statistics,
         threshold=grounding.THRESHOLD,
         data=data,
-        config=config,
     )
 
 
@@ -121,54 +158,34 @@ def _verdict(config: Config, metrics: Mapping[str, Any]) -> Verdict | None:
     return judge(metrics, config.evaluation) if complete else None
 
 
-def _shown_rows(metrics: Mapping[str, Any]) -> tuple[tuple[str, str], tuple[str, str]] | None:
-    """(model, reader) of the candidate's best row and of the best plain-CLIP row; None without either."""
-    head = metrics["headline"]
-    rows = [summary.best_row(metrics, split=head["split"], model=name) for name in head["baselines"]]
-    found = [row for row in rows if row]
-    if not head["candidate"] or not found:
+def shown_rows(metrics: Mapping[str, Any], figure: str = "region/mAcc") -> Shown | None:
+    """The candidate's best row by a figure and the best row of a plain CLIP, else of any other model.
+
+    Without a candidate the best row of all stands in its place, and without any row there is nothing to show.
+    """
+    head, models = metrics["headline"], list(metrics["models"])
+    best = {model: summary.best_row(metrics, split=head["split"], model=model, figure=figure) for model in models}
+
+    def first(names: Sequence[str]) -> Mapping[str, Any] | None:
+        rows = [row for name in names if (row := best[name])]
+        return max(rows, key=lambda row: float(summary.dig(row, figure)), default=None)
+
+    own = first([head["candidate"]] if head["candidate"] else models)
+    if own is None:
         return None
-    own = summary.best_row(metrics, split=head["split"], model=head["candidate"])
-    other = max(found, key=lambda row: row["region"]["mAcc"])
-    assert own is not None
-    return (own["model"], own["reader"]), (other["model"], other["reader"])
+    others = [model for model in models if model != own["model"]]
+    return Shown(own, first([name for name in others if name in head["baselines"]]) or first(others))
 
 
-def _chart(metrics: Mapping[str, Any], split: str) -> Chart:
-    """Region mAcc of every row of a split."""
-    scores = metrics["splits"][split]
-    highest = max(row["region"]["interval"]["mAcc"][1] for row in scores["rows"])
-    step = next(step for step in (0.02, 0.05, 0.1, 0.2, 0.25) if step * 5 >= highest or step == 0.25)
-    top = min(1.0, max(step, math.ceil(highest / step) * step))
-    best = max(row["region"]["mAcc"] for row in scores["rows"])
-    points = []
-    for row in scores["rows"]:
-        value, (low, high) = row["region"]["mAcc"], row["region"]["interval"]["mAcc"]
-        points.append(
-            Point(
-                label=f"{row['model']} · {summary.READERS[row['reader']]}",
-                text=f"{100 * value:.1f}",
-                left=100 * value / top,
-                low=100 * low / top,
-                span=100 * (high - low) / top,
-                kind=metrics["models"][row["model"]]["objective"],
-                best=value == best,
-            )
-        )
-    ticks = [step * number for number in range(round(top / step) + 1)]
-    return Chart(
-        title=split.replace("_", " "),
-        note=f"{scores['images']:,} images, {scores['regions']:,} regions of {scores['classes_occurring']} classes; "
-        f"chance {100 / scores['classes']:.1f}",
-        ticks=tuple((100 * tick / top, f"{100 * tick:.0f}") for tick in ticks),
-        points=tuple(points),
+def _confusion(split: Split, result: SplitResult, shown: Shown | None) -> charts.Confusion | None:
+    if shown is None:
+        return None
+    model, reader = shown.keys[0]
+    predicted = result.recognitions[model, reader].predicted
+    counts_CC = region_recognition.confusion(
+        np.asarray(result.items.labels, dtype=np.int64), predicted, classes=len(split.classes)
     )
-
-
-def _class_bars(metrics: Mapping[str, Any], shown: tuple[tuple[str, str], tuple[str, str]]) -> list[ClassBar]:
-    rows = {(row["model"], row["reader"]): row for row in metrics["splits"][metrics["headline"]["split"]]["rows"]}
-    own, other = (rows[key]["region"]["per_class"] for key in shown)
-    return [ClassBar(name, 100 * a, 100 * b, n) for name, a, b, n in gallery.per_class(own, other, limit=_CLASSES)]
+    return charts.confusion(counts_CC, split.classes, model=model, reader=summary.reader_name(reader))
 
 
 def _galleries(
@@ -176,16 +193,52 @@ def _galleries(
     split: Split,
     result: SplitResult,
     metrics: Mapping[str, Any],
-    shown: tuple[tuple[str, str], tuple[str, str]] | None,
+    shown: Shown | None,
+    models: Sequence[EvaluatedModel],
 ) -> Galleries:
     count, candidate = config.evaluation.pictures, metrics["headline"]["candidate"]
     regions: list[gallery.RegionCard] = []
     groundings: list[gallery.GroundingCard] = []
     if shown:
-        regions = gallery.region_cards(split, result, candidate=shown[0], baseline=shown[1], count=count)
+        own, *other = shown.keys
+        baseline = other[0] if other else None
+        regions = gallery.region_cards(split, result, candidate=own, baseline=baseline, count=count)
     if candidate in result.boxes:
         groundings = gallery.grounding_cards(result, model=candidate, threshold=grounding.THRESHOLD, count=count)
     model = candidate or next(iter(metrics["models"]))
     retrievals = gallery.retrieval_cards(split, result, model=model, count=count)
-    keys = gallery.keys_of(regions, groundings, retrievals)
-    return Galleries(gallery.load_pictures(split.dataset, keys), regions, groundings, retrievals)
+    by_text = shown_rows(metrics, "region_retrieval/r2t/R@1")
+    if by_text:
+        retrievals += gallery.region_text_cards(split, result, row=by_text.keys[0], count=count)
+    by_name = {model.name: model for model in models}
+    rows = shown or by_text
+    readers = [(by_name[name], reader) for name, reader in (rows.keys if rows else ()) if name in by_name]
+    asked = gallery.asked_phrases(split, result.items, count=-(-count // _HEATED)) if readers else []
+    keys = gallery.keys_of(regions, groundings, retrievals) | {item.key for item in asked}
+    side = max((model.size for model, _ in readers), default=0)
+    images = gallery.load_images(split.dataset, keys, side=side)
+    heats = gallery.heat_cards(asked, images, readers, batch_size=config.evaluation.batch_size)
+    pictures = {key: gallery.picture(image) for key, image in images.items()}
+    return Galleries(pictures, heats, regions, groundings, retrievals)
+
+
+def _commands(metrics: Mapping[str, Any], data: str) -> Iterator[Command]:
+    """A command a row: this model by this reader, with the settings that lie beside the page."""
+    first = metrics["headline"]["split"]
+    for name, model in metrics["models"].items():
+        rows = [row["reader"] for row in metrics["splits"][first]["rows"] if row["model"] == name]
+        for reader in rows or [""]:
+            given = [
+                "cloc",
+                "evaluate",
+                "--params",
+                "config.yaml",
+                "--data",
+                data,
+                "--model",
+                f"{name}={model['folder']}",
+            ]
+            given += ["-S", "evaluation.models={}"]
+            given += ["-S", f"evaluation.readers=[{reader}]"] if reader else []
+            text = " ".join(map(shlex.quote, [*given, "--out", "again"]))
+            yield Command(name, (reader,) if reader else (), text)

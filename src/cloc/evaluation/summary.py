@@ -1,6 +1,8 @@
 """The headline of a comparison: one table with the models side by side, and what it says in words.
 
 Pure functions of `metrics.json`; no torch. The terminal, the Markdown file and the HTML report show the same table.
+A model is called better than another only where the 95 % interval of their paired difference (`differences` of a split)
+leaves zero out.
 """
 
 from collections.abc import Iterator, Mapping
@@ -13,14 +15,67 @@ from rich.text import Text
 READERS = {
     "crop": "crop",
     "roi_align": "RoIAlign",
+    "masked": "masked attention",
     "prompter": "Prompter",
     "region_head": "region head",
 }
+FIGURES = {
+    "region/mAcc": "region mAcc",
+    "region/top1": "region top-1",
+    "region_retrieval/r2t/R@1": "region→text R@1",
+    "region_retrieval/t2r/R@1": "text→region R@1",
+    "attributes/hard/accuracy": "hard attributes",
+    "probe/top1": "linear probe top-1",
+    "retrieval/i2t/R@1": "image→text R@1",
+    "retrieval/t2i/R@1": "text→image R@1",
+    "grounding/acc@0.5": "grounding acc@0.5",
+    "coherence/auc": "coherence AUC",
+}
+"""The figures of the headline, by their paths in a split's scores, as people call them."""
+
 DASH, MINUS = "\N{EN DASH}", "\N{MINUS SIGN}"
 SUPERVISION = (
     "CLOC was trained with region texts and boxes that plain CLIP never saw: part of any gain is more supervision. "
     "Each model's best reader is picked on the split that is reported, for all models alike."
 )
+UNPAIRED = "Which differences stand is not known: these figures come without paired differences."
+
+
+@dataclass(frozen=True)
+class Found:
+    """A figure of a model on a split: the share, its 95 % interval, and the reader ("" where none reads)."""
+
+    value: float
+    interval: tuple[float, float]
+    reader: str = ""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The candidate less another model, on the same images: shares in [-1, 1] and a 95 % interval.
+
+    Attributes:
+        figure: path of the figure.
+        other: the other model.
+        better: "a" where the candidate is, "b" where the other is, "" where the interval holds zero.
+    """
+
+    figure: str
+    other: str
+    value: float
+    low: float
+    high: float
+    better: str
+
+    @property
+    def range(self) -> str:
+        """The interval, in points."""
+        return f"{signed(self.low)} to {signed(self.high)}"
+
+    @property
+    def text(self) -> str:
+        """In points, with the interval."""
+        return f"{signed(self.value)} points (95 % interval {self.range})"
 
 
 @dataclass(frozen=True)
@@ -32,12 +87,16 @@ class Cell:
         value: the share in [0, 1], or None for what is not compared.
         interval: its 95 % interval.
         note: small print, e.g. the reader.
+        best: whether it is shown to be better: a candidate's than all others', another's than the candidate's.
+        difference: the candidate less this model.
     """
 
     text: str
     value: float | None = None
     interval: tuple[float, float] | None = None
     note: str = ""
+    best: bool = False
+    difference: Difference | None = None
 
     @property
     def range(self) -> str:
@@ -69,117 +128,192 @@ class Headline:
 NONE = Cell(DASH)
 
 
-def best_row(metrics: Mapping[str, Any], *, split: str, model: str) -> Mapping[str, Any] | None:
-    """The region row of a model's best reader on a split, by mAcc (ties: the first); None without any row."""
-    rows = [row for row in metrics["splits"][split]["rows"] if row["model"] == model]
-    return max(rows, key=lambda row: row["region"]["mAcc"]) if rows else None
+def signed(share: float) -> str:
+    """A share as points with its sign: "+3.1"."""
+    points = f"{100 * abs(share):.1f}"
+    return points if points == "0.0" else f"{'+' if share > 0 else MINUS}{points}"
+
+
+def reader_name(reader: str) -> str:
+    """A reader as people call it."""
+    return READERS.get(reader, reader.replace("_", " "))
+
+
+def best_row(
+    metrics: Mapping[str, Any], *, split: str, model: str, figure: str = "region/mAcc"
+) -> Mapping[str, Any] | None:
+    """The row of a model's best reader on a split, by a figure of rows (ties: the first); None without any."""
+    found = [(row, dig(row, figure)) for row in metrics["splits"][split]["rows"] if row["model"] == model]
+    rows = [(row, value) for row, value in found if value is not None]
+    return max(rows, key=lambda pair: pair[1])[0] if rows else None
+
+
+def dig(scores: Mapping[str, Any], path: str) -> Any:
+    """What lies at a path like "region/mAcc"; None where nothing does."""
+    found: Any = scores
+    for part in path.split("/"):
+        found = found.get(part) if isinstance(found, Mapping) else None
+    return found
+
+
+def figure(metrics: Mapping[str, Any], *, split: str, model: str, path: str) -> Found | None:
+    """A figure of a model's best reader (or of the model, where nothing reads regions); None without it."""
+    protocol, _, rest = path.partition("/")
+    row = best_row(metrics, split=split, model=model, figure=path)
+    scores = row[protocol] if row else metrics["splits"][split].get(protocol, {}).get(model)
+    block, key = rest.rpartition("/")[0], rest.rpartition("/")[2]
+    scores = dig(scores, block) if scores and block else scores
+    if not scores or scores.get(key) is None or scores.get("n") == 0:
+        return None
+    low, high = scores["interval"][key]
+    return Found(float(scores[key]), (low, high), str(row["reader"]) if row else "")
+
+
+def differences(metrics: Mapping[str, Any], split: str) -> dict[tuple[str, str], Difference]:
+    """The paired differences of a split by (figure, other model); empty where none were computed."""
+    found = [_difference(item) for item in metrics["splits"][split].get("differences", ()) if known(item)]
+    return {(item.figure, item.other): item for item in found}
+
+
+def known(difference: Mapping[str, Any]) -> bool:
+    """Whether both models have the figure that a difference of `metrics.json` is of."""
+    return difference["value"] is not None and None not in difference["interval"]
+
+
+def _difference(item: Mapping[str, Any]) -> Difference:
+    low, high = item["interval"]
+    return Difference(item["figure"], item["b"]["model"], item["value"], low, high, item["better"])
 
 
 def headline(metrics: Mapping[str, Any]) -> Headline:
-    """The headline table of `metrics.json`."""
-    first = metrics["headline"]["split"]
-    models = tuple(metrics["models"])
-
-    def row(label: str, cell: Any) -> Row:
-        return Row(label, tuple(cell(model) for model in models))
-
-    rows = [
-        row("training steps", lambda model: Cell(f"{metrics['models'][model]['steps']:,}")),
-        row("CPU-seconds", lambda model: Cell(f"{metrics['models'][model]['cpu_seconds']:,.0f}")),
-        row("region mAcc", lambda model: _region(metrics, first, model, "mAcc")),
-        row("region top-1", lambda model: _region(metrics, first, model, "top1")),
-        row("image→text R@1", lambda model: _recall(metrics, first, model, "i2t")),
-        row("text→image R@1", lambda model: _recall(metrics, first, model, "t2i")),
-        row("grounding acc@0.5", lambda model: _grounding(metrics, first, model)),
-    ]
+    """The headline table of `metrics.json`: figures of the headline split, then the first one of each other split."""
+    first, models = metrics["headline"]["split"], tuple(metrics["models"])
+    rows = [_amounts(metrics, "training steps", "steps"), _amounts(metrics, "CPU-seconds", "cpu_seconds")]
+    rows += [figure_row(metrics, first, path, label) for path, label in FIGURES.items()]
     for other in metrics["splits"]:
         if other != first:
-            label = f"region mAcc, {other.replace('_', ' ')}"
-            rows.append(row(label, lambda model, other=other: _region(metrics, other, model, "mAcc")))
-    return Headline(models, tuple(rows))
+            rows.append(figure_row(metrics, other, "region/mAcc", f"region mAcc, {other.replace('_', ' ')}"))
+    rows += list(_classifications(metrics))
+    return Headline(models, tuple(row for row in rows if any(cell != NONE for cell in row.cells)))
 
 
-def _figure(scores: Mapping[str, Any], key: str, *, note: str = "") -> Cell:
-    low, high = scores["interval"][key]
-    return Cell(f"{100 * scores[key]:.1f}", float(scores[key]), (low, high), note)
+def _amounts(metrics: Mapping[str, Any], label: str, key: str) -> Row:
+    """Numbers of the models that are not compared; a dash for models that were trained elsewhere."""
+    found = [model.get(key) for model in metrics["models"].values()]
+    return Row(label, tuple(NONE if value is None else Cell(f"{value:,.0f}") for value in found))
 
 
-def _region(metrics: Mapping[str, Any], split: str, model: str, key: str) -> Cell:
-    row = best_row(metrics, split=split, model=model)
-    return _figure(row["region"], key, note=READERS[row["reader"]]) if row else NONE
+def figure_row(metrics: Mapping[str, Any], split: str, path: str, label: str) -> Row:
+    """A figure of all models, and what the differences say of it."""
+    gaps, candidate = differences(metrics, split), metrics["headline"]["candidate"]
+    found = {model: figure(metrics, split=split, model=model, path=path) for model in metrics["models"]}
+    others = [gaps.get((path, model)) for model, item in found.items() if item and model != candidate]
+    cells = []
+    for model, item in found.items():
+        if item is None:
+            cells.append(NONE)
+            continue
+        gap = gaps.get((path, model))
+        shown = [other is not None and other.better == "a" for other in others]
+        best = bool(shown) and all(shown) if model == candidate else gap is not None and gap.better == "b"
+        note = reader_name(item.reader) if item.reader else ""
+        cells.append(Cell(f"{100 * item.value:.1f}", item.value, item.interval, note, best, gap))
+    return Row(label, tuple(cells))
 
 
-def _recall(metrics: Mapping[str, Any], split: str, model: str, way: str) -> Cell:
-    scores = metrics["splits"][split]["retrieval"].get(model)
-    return _figure(scores[way], "R@1") if scores else NONE
-
-
-def _grounding(metrics: Mapping[str, Any], split: str, model: str) -> Cell:
-    scores = metrics["splits"][split]["grounding"].get(model)
-    return _figure(scores, "acc@0.5") if scores else NONE
+def _classifications(metrics: Mapping[str, Any]) -> Iterator[Row]:
+    """Top-1 on each set of classified images, with templates where they were used."""
+    for name, found in metrics.get("classification", {}).items():
+        cells = []
+        for model in metrics["models"]:
+            ways = found["models"].get(model, {})
+            way = next((way for way in ("templates", "plain") if ways.get(way)), "")
+            value = ways[way].get("top1") if way else None
+            if value is None:
+                cells.append(NONE)
+            else:
+                low, high = ways[way]["interval"]["top1"]
+                note = "with templates" if way == "templates" else "plain names"
+                cells.append(Cell(f"{100 * value:.1f}", value, (low, high), note))
+        yield Row(f"classification top-1, {name}", tuple(cells))
 
 
 def sentences(metrics: Mapping[str, Any]) -> list[str]:
-    """What the table says, plainly: the gain in region accuracy over each CLIP, and everywhere that CLOC loses."""
-    candidate, baselines = metrics["headline"]["candidate"], metrics["headline"]["baselines"]
+    """What the table says, plainly: region accuracy against each other model, and what else is shown, or is not."""
+    candidate = metrics["headline"]["candidate"]
     if not candidate:
         return ["There is no CLOC model in this comparison."]
-    if not baselines:
+    if not metrics["headline"]["baselines"]:
         return ["There is no plain CLIP in this comparison: nothing to hold CLOC against."]
-    return [*_gains(metrics, candidate, baselines), *losses(metrics)]
+    return [*_gains(metrics, candidate), *losses(metrics), *_open(metrics, candidate)]
 
 
 def brief(metrics: Mapping[str, Any]) -> str:
-    """One line: the gains, and how often the candidate is below a plain CLIP."""
-    found = sentences(metrics)
-    lost = [sentence for sentence in found if " loses to " in sentence]
-    if len(lost) <= 1:
-        return " ".join(found)
-    kept = [sentence for sentence in found if sentence not in lost]
-    return " ".join([*kept, f"It is below a plain CLIP on {len(lost)} figures; the report names each."])
+    """One line: region accuracy, and on how many figures the candidate is below a plain CLIP."""
+    candidate = metrics["headline"]["candidate"]
+    if not candidate or not metrics["headline"]["baselines"]:
+        return " ".join(sentences(metrics))
+    lost = losses(metrics)
+    if len(lost) > 1:
+        lost = [f"It is below a plain CLIP on {len(lost)} figures; the report names each."]
+    return " ".join([*_gains(metrics, candidate), *lost])
 
 
-def _gains(metrics: Mapping[str, Any], candidate: str, baselines: list[str]) -> Iterator[str]:
+def _gains(metrics: Mapping[str, Any], candidate: str) -> Iterator[str]:
     first = metrics["headline"]["split"]
-    best = best_row(metrics, split=first, model=candidate)
-    for baseline in baselines:
-        other = best_row(metrics, split=first, model=baseline)
-        if best is None or other is None:
+    own = figure(metrics, split=first, model=candidate, path="region/mAcc")
+    gaps = differences(metrics, first)
+    for baseline in metrics["headline"]["baselines"]:
+        other = figure(metrics, split=first, model=baseline, path="region/mAcc")
+        if own is None or other is None:
             continue
-        own, theirs = best["region"]["mAcc"], other["region"]["mAcc"]
-        times = f"{own / theirs:.1f} times " if theirs else ""
+        times = f"{own.value / other.value:.1f} times " if other.value else ""
+        gap = gaps.get(("region/mAcc", baseline))
         yield (
-            f"Region mAcc on {first}: {candidate} ({READERS[best['reader']]}) {100 * own:.1f}, {times}"
-            f"the {100 * theirs:.1f} of {baseline} ({READERS[other['reader']]})."
+            f"Region mAcc on {first}: {candidate} ({reader_name(own.reader)}) {100 * own.value:.1f}, {times}"
+            f"the {100 * other.value:.1f} of {baseline} ({reader_name(other.reader)})"
+            + (f"; {_judged(gap, candidate, baseline)}." if gap else ".")
         )
 
 
+def _judged(gap: Difference, candidate: str, baseline: str) -> str:
+    if not gap.better:
+        return f"no difference is shown: {gap.text}"
+    return f"{candidate if gap.better == 'a' else baseline} is better: {gap.text}"
+
+
 def losses(metrics: Mapping[str, Any]) -> list[str]:
-    """One sentence for each figure where the candidate is below a baseline; one sentence when there is none."""
-    table = headline(metrics)
-    candidate = metrics["headline"]["candidate"]
+    """One sentence for each figure on which a baseline is shown to be better; one sentence when none is."""
+    if not any(split.get("differences") for split in metrics["splits"].values()):
+        return [UNPAIRED]
+    table, candidate = headline(metrics), metrics["headline"]["candidate"]
     found: list[str] = []
     for baseline in metrics["headline"]["baselines"]:
         for row in table.rows:
             own, theirs = row.cells[table.models.index(candidate)], row.cells[table.models.index(baseline)]
-            if own.value is None or theirs.value is None or own.value >= theirs.value:
-                continue
-            gap = 100 * (theirs.value - own.value)
-            found.append(
-                f"{candidate} loses to {baseline} on {row.label}: {own.text} against {theirs.text} "
-                f"({MINUS}{gap:.1f} points; 95 % intervals {'overlap' if _overlap(own, theirs) else 'are apart'})."
-            )
-    return found or [f"{candidate} loses to no plain CLIP on any figure of the table."]
+            if theirs.difference is not None and theirs.difference.better == "b":
+                found.append(
+                    f"{candidate} loses to {baseline} on {row.label}: {own.text} against {theirs.text}, "
+                    f"{theirs.difference.text}."
+                )
+    return found or [f"No plain CLIP is shown to be better than {candidate} on any figure of the table."]
 
 
-def _overlap(a: Cell, b: Cell) -> bool:
-    assert a.interval is not None
-    assert b.interval is not None
-    return a.interval[0] <= b.interval[1] and b.interval[0] <= a.interval[1]
+def _open(metrics: Mapping[str, Any], candidate: str) -> Iterator[str]:
+    """The figures on which neither is shown to be better; baselines with the same ones in one sentence."""
+    table = headline(metrics)
+    found: dict[str, list[str]] = {}
+    for baseline in metrics["headline"]["baselines"]:
+        gaps = [(row.label, row.cells[table.models.index(baseline)].difference) for row in table.rows]
+        labels = [label for label, gap in gaps if gap is not None and not gap.better and label != "region mAcc"]
+        if labels:
+            found.setdefault(", ".join(labels), []).append(baseline)
+    for figures, baselines in found.items():
+        yield f"Between {candidate} and {', '.join(baselines)} no difference is shown on {figures}."
 
 
 def headline_table(metrics: Mapping[str, Any]) -> Table:
-    """The headline table for a terminal; the best figure of a row is bold."""
+    """The headline table for a terminal; what is shown to be better is bold."""
     table = headline(metrics)
     split = metrics["headline"]["split"]
     result = Table(title=f"CLIP and CLOC on the split {split!r} (percent; 95 % interval)", title_justify="left")
@@ -187,22 +321,12 @@ def headline_table(metrics: Mapping[str, Any]) -> Table:
     for model in table.models:
         result.add_column(Text(model), justify="right")
     for row in table.rows:
-        result.add_row(Text(row.label), *(_rich(cell, bold=cell in _winners(row)) for cell in row.cells))
+        result.add_row(Text(row.label), *map(_rich, row.cells))
     return result
 
 
-def _winners(row: Row) -> tuple[Cell, ...]:
-    values = [cell.value for cell in row.cells if cell.value is not None]
-    return tuple(cell for cell in row.cells if cell.value is not None and cell.value == max(values))
-
-
-def is_best(row: Row, cell: Cell) -> bool:
-    """Whether a cell holds the highest figure of a row that compares several."""
-    return len([other for other in row.cells if other.value is not None]) > 1 and cell in _winners(row)
-
-
-def _rich(cell: Cell, *, bold: bool) -> Text:
-    text = Text(cell.text, style="bold" if bold else "")
+def _rich(cell: Cell) -> Text:
+    text = Text(cell.text, style="bold" if cell.best else "")
     small = ", ".join(part for part in (cell.note, cell.range) if part)
     return text.append(f"\n{small}", style="dim not bold") if small else text
 
@@ -213,19 +337,25 @@ def headline_markdown(metrics: Mapping[str, Any]) -> str:
     lines = [
         f"## CLIP and CLOC on the split `{metrics['headline']['split']}`",
         "",
-        "| | " + " | ".join(_escape(model) for model in table.models) + " |",
+        "| | " + " | ".join(escape(model) for model in table.models) + " |",
         "|---|" + "---:|" * len(table.models),
     ]
     for row in table.rows:
         cells = []
         for cell in row.cells:
             small = ", ".join(part for part in (cell.note, cell.range) if part)
-            shown = f"**{cell.text}**" if is_best(row, cell) else cell.text
+            shown = f"**{cell.text}**" if cell.best else cell.text
             cells.append(f"{shown} ({small})" if small else shown)
-        lines.append(f"| {_escape(row.label)} | " + " | ".join(cells) + " |")
-    lines += ["", "Percent; in brackets the reader and the 95 % interval over images.", ""]
-    lines += [f"- {_escape(sentence)}" for sentence in (*sentences(metrics), *_leakage(metrics), SUPERVISION)]
+        lines.append(f"| {escape(row.label)} | " + " | ".join(cells) + " |")
+    lines += ["", f"Percent; in brackets the reader and the 95 % interval over images. {BOLD}", ""]
+    lines += [f"- {escape(sentence)}" for sentence in (*sentences(metrics), *_leakage(metrics), SUPERVISION)]
     return "\n".join(lines) + "\n"
+
+
+BOLD = (
+    "Bold: better than the candidate, and of the candidate's own better than all others, by the 95 % interval of the "
+    "paired difference over images."
+)
 
 
 def _leakage(metrics: Mapping[str, Any]) -> Iterator[str]:
@@ -239,5 +369,6 @@ def _leakage(metrics: Mapping[str, Any]) -> Iterator[str]:
             )
 
 
-def _escape(text: str) -> str:
-    return "".join(f"\\{char}" if char in "\\|`*_<>[]" else char for char in text)
+def escape(text: str) -> str:
+    """Text inside a line of Markdown, with nothing left that formats."""
+    return "".join(f"\\{char}" if char in "\\|`*_<>[]" else char for char in " ".join(text.split()))

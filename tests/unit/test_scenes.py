@@ -25,6 +25,7 @@ from cloc.data.scenes.vocabulary import (
     unseen_pairs,
 )
 from cloc.errors import ClocError
+from cloc.evaluation.class_data import open_classes
 
 KIND_BY_NAME = {kind.name: kind for kind in KINDS}
 SIZES = {"train": 20, "seed": 4, "val": 4, "test": 6, "unseen_pairs": 6, "unseen_kinds": 6}
@@ -359,3 +360,22 @@ def test_questions_are_added_to_pictures_that_were_rendered_before(tmp_path: Pat
     assert again.counts["rendered"] == 0
     after = {str(path.relative_to(tmp_path)): path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     assert after == before
+
+
+# --- the classification set
+
+
+def test_classification_set_shows_one_kind_a_picture(tmp_path: Path) -> None:
+    none = dict.fromkeys((f"{split}_images" for split in SIZES), 0)
+    before = _run(tmp_path, _config(**none, class_images=1))
+    found = open_classes(tmp_path / "classes")
+    assert found.classes == tuple(kind.name for kind in TRAINED_KINDS)
+    assert (found.test.images, found.notes) == (len(TRAINED_KINDS), ())
+    assert np.bincount(found.test.labels).tolist() == [1] * len(TRAINED_KINDS)
+    bodies = {image.body for chunk in found.test.chunks for image in chunk.read()}
+    assert len(bodies) == found.test.images
+    assert {max(Image.open(io.BytesIO(body)).size) for body in bodies} == {64}
+    assert _run(tmp_path, _config(**none, class_images=1)) == before
+    assert open_classes(tmp_path / "classes").digest == found.digest
+    _run(tmp_path, _config(**none, class_images=2))
+    assert open_classes(tmp_path / "classes").test.images == 2 * len(TRAINED_KINDS)

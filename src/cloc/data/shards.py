@@ -80,10 +80,14 @@ class ShardWriter:
         info.size = len(body)
         self._tar.addfile(info, io.BytesIO(body))
 
+    def finish(self) -> bytes:
+        """Closes the tar and returns it; nothing can be added any more."""
+        self._tar.close()
+        return self._buffer.getvalue()
+
     def write(self, storage: Storage, name: str) -> Shard:
         """Closes the tar, writes it whole as images/<name>.tar and returns its manifest entry."""
-        self._tar.close()
-        body = self._buffer.getvalue()
+        body = self.finish()
         path = f"images/{name}.tar"
         storage.write_bytes(path, body)
         digest = hashlib.sha256(body).hexdigest()

@@ -5,6 +5,7 @@
     val, test     the same kinds and pairs; choices are made on the first, the second is reported
     unseen_pairs  only pairs of a trained kind and a tint that the others never show
     unseen_kinds  only kinds that the others never show
+    classes       no split: a classification set (`classes`), where settings ask for it
 
 A shard is written whole by one process. A killed run goes on at its first missing shard; a finished one is skipped.
 """
@@ -18,6 +19,7 @@ from dataclasses import dataclass
 from cloc.config import Config
 from cloc.data.dataset import Dataset, write_manifest
 from cloc.data.processes import processes_of, worker_pool
+from cloc.data.scenes.classes import FOLDER, write_classes
 from cloc.data.scenes.splits import SPLITS, ShardJob, ShardReport, shard_jobs, write_shard
 from cloc.data.scenes.vocabulary import KINDS, TRAINED_KINDS, UNSEEN_KINDS, unseen_pairs
 from cloc.data.schema import MANIFEST, Manifest
@@ -65,6 +67,10 @@ def run(config: Config, *, inputs: Inputs, outputs: Outputs) -> StageResult:
         shards = tuple(reports[job].shard for job in jobs)
         manifest = Manifest(shards=shards, classes=tuple(kind.name for kind in KINDS), made_by=_made_by(split, jobs))
         write_manifest(open_storage(jobs[0].url), manifest)
+    scenes = config.data.scenes
+    if scenes.class_images:
+        place = open_storage(f"{root}/{FOLDER}")
+        write_classes(place, images=scenes.class_images, seed=scenes.seed, image_size=scenes.image_size)
     made = [report for report in reports.values() if not report.reused]
     images = sum(report.shard.images for report in made)
     total = sum(_images(config, split) for split in plans)

@@ -7,7 +7,7 @@ behaves alike everywhere. Stages meet only through the data contract and the fil
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,6 @@ class StageResult:
         counts: how many items went through, were skipped, were quarantined.
         message: one line for a person.
         artifacts: files or folders worth keeping with the run, by the name to show.
-        registers: folder of a model that passed the gate and goes into the model registry; empty for none.
         mlflow_run: id of the MLflow run that recorded the stage; set by `run_stage`, not saved.
     """
 
@@ -34,7 +33,6 @@ class StageResult:
     counts: Mapping[str, int] = field(default_factory=dict)
     message: str = ""
     artifacts: Mapping[str, str] = field(default_factory=dict)
-    registers: str = ""
     mlflow_run: str = ""
 
     def save(self, folder: str | Path) -> Path:
@@ -47,15 +45,15 @@ class StageResult:
             "counts": dict(self.counts),
             "message": self.message,
             "artifacts": dict(self.artifacts),
-            "registers": self.registers,
         }
         path.write_text(json.dumps(body, indent=2, sort_keys=True) + "\n")
         return path
 
     @classmethod
     def load(cls, folder: str | Path) -> "StageResult":
-        """Reads what `save` wrote."""
-        return cls(**json.loads((Path(folder) / RESULT_FILE).read_text()))
+        """Reads what `save` wrote; what only earlier releases wrote is left out."""
+        body = json.loads((Path(folder) / RESULT_FILE).read_text())
+        return cls(**{item.name: body[item.name] for item in fields(cls) if item.name in body})
 
 
 def fingerprint(*parts: Any) -> str:

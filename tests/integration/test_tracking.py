@@ -84,25 +84,39 @@ def test_pages_are_artifacts_that_the_description_links(
     assert "index.html" in [item.path for item in client.list_artifacts(run.run_id)]
 
 
-def test_curves_data_sets_and_the_registered_model(
-    config: TrackingConfig, client: MlflowClient, tmp_path: Path, make_dataset
-) -> None:
+def test_folders_of_figures_and_tables_are_kept(config: TrackingConfig, client: MlflowClient, tmp_path: Path) -> None:
+    figures, tables, model = (tmp_path / name for name in ("figures", "tables", "model"))
+    for folder in (figures, tables, model / "logs"):
+        folder.mkdir(parents=True)
+    (figures / "headline.png").write_bytes(b"\x89PNG")
+    (tables / "grounding.csv").write_text("model,acc@0.5\nCLOC,0.72\n")
+    (tables / "grounding.json").write_text(json.dumps({"columns": ["model", "acc@0.5"], "data": [["CLOC", 0.72]]}))
+    (model / "config.json").write_text("{}")
+    with tracking.stage_run(config, stage="evaluation", settings={}) as run:
+        folders = {"figures": str(figures), "tables": str(tables), "model": str(model)}
+        run.log_result(StageResult("evaluation", artifacts=folders))
+    assert [item.path for item in client.list_artifacts(run.run_id, "figures")] == ["figures/headline.png"]
+    assert [item.path for item in client.list_artifacts(run.run_id, "tables")] == [
+        "tables/grounding.csv",
+        "tables/grounding.json",
+    ]
+    assert not client.list_artifacts(run.run_id, "model")
+    assert client.load_table(client.get_run(run.run_id).info.experiment_id, "tables/grounding.json", [run.run_id])[
+        "acc@0.5"
+    ].tolist() == [0.72]
+
+
+def test_curves_and_data_sets(config: TrackingConfig, client: MlflowClient, tmp_path: Path, make_dataset) -> None:
     data = make_dataset(tmp_path / "data", 4)
     curves = tmp_path / "metrics.jsonl"
     rows = [{"step": step, "seconds": 1.0, "loss/total": 3.0 - step} for step in (1, 2)]
     curves.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    model = tmp_path / "model"
-    (model / "checkpoints").mkdir(parents=True)
-    (model / "config.json").write_text("{}")
     with tracking.stage_run(config, stage="registration", settings={}) as run:
         run.log_inputs({"data": data})
-        run.log_result(StageResult("registration", artifacts={"curves": str(curves)}, registers=str(model)))
+        run.log_result(StageResult("registration", artifacts={"curves": str(curves)}))
     history = client.get_metric_history(run.run_id, "loss/total")
     assert [(item.step, item.value) for item in history] == [(1, 2.0), (2, 1.0)]
     assert client.get_run(run.run_id).inputs.dataset_inputs[0].dataset.name == "data"
-    version = client.get_model_version_by_alias(config.model_name, "challenger")
-    assert version.run_id == run.run_id
-    assert [item.path for item in client.list_artifacts(run.run_id, "model")] == ["model/config.json"]
 
 
 def test_a_store_that_cannot_be_used_is_one_line(tmp_path: Path) -> None:

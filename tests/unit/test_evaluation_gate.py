@@ -35,6 +35,7 @@ def make_metrics(*, steps=(0.05, 0.12), compute=(0.19, 0.10), cloc=0.70, recalls
     ]
     names = (STEPS, COMPUTE, "CLOC")
     split = {
+        "digest": "set-a",
         "rows": rows,
         "retrieval": {
             name: {"i2t": _recall(x), "t2i": _recall(x - 0.02)} for name, x in zip(names, recalls, strict=True)
@@ -77,7 +78,7 @@ class TestGate:
     def test_no_clip_at_equal_steps_fails(self):
         verdict = judge(make_metrics(clip_steps=601), EvaluationConfig())
         assert not verdict.passed
-        assert "no plain CLIP was trained for the 600 steps" in verdict.reasons[0]
+        assert "no plain CLIP is known to be trained for the 600 steps" in verdict.reasons[0]
 
     def test_nothing_against_nothing_fails(self):
         metrics = make_metrics(steps=(0, 0), compute=(0, 0), cloc=0)
@@ -106,14 +107,6 @@ def _register(tmp_path, inputs, **rules):
 
 
 class TestRegistration:
-    def test_a_receipt(self, tmp_path, evaluated):
-        result = _register(tmp_path, evaluated)
-        receipt = json.loads((tmp_path / "receipt" / "receipt.json").read_text())
-        assert receipt["passed"] is True
-        assert receipt["model"]["name"] == "CLOC"
-        assert receipt["metrics"]["splits"]["test"]["grounding"]["CLOC"]["acc@0.5"] == 0.72
-        assert result.registers == evaluated.model
-
     def test_a_failing_candidate_gets_one_line_and_no_receipt(self, tmp_path, evaluated):
         with pytest.raises(GateFailed, match=r"min_region_gain.*70\.0.*19\.0.*index\.html") as failure:
             _register(tmp_path, evaluated, min_region_gain=5.0)

@@ -64,9 +64,10 @@ def _image_loss(metrics: Mapping[str, Any], config: EvaluationConfig, candidate:
     split = metrics["headline"]["split"]
     steps = metrics["models"][candidate]["steps"]
     equal = [name for name in metrics["headline"]["baselines"] if metrics["models"][name]["steps"] == steps]
-    if not equal:
+    if steps is None or not equal:
+        amount = "as many steps as" if steps is None else f"the {steps:,} steps of"
         return _Finding(
-            False, f"max_image_loss: no plain CLIP was trained for the {steps:,} steps of {candidate}; evaluate one"
+            False, f"max_image_loss: no plain CLIP is known to be trained for {amount} {candidate}; evaluate one"
         )
     own = _mean_recall(metrics, split, candidate)
     other = max(equal, key=lambda name: _mean_recall(metrics, split, name))

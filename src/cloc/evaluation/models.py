@@ -19,6 +19,7 @@ from cloc.evaluation.provenance import public_training, read_training, slug, wei
 from cloc.model import factory
 from cloc.model.factory import AnyCLOCModel
 from cloc.model.processing import CLOCProcessor
+from cloc.tracking import local_model
 
 _PROMPTS = 256  # padded boxes a call: a Prompter that pools over image tokens repeats them for each box
 
@@ -50,7 +51,7 @@ class EvaluatedModel:
 
     Attributes:
         name: of its row.
-        folder: the folder or hub id that it was loaded from.
+        folder: the folder, hub id or registered model that it was loaded from.
         training: see `read_training` and `public_training`.
         digest: sha256 of its weights.
         readers: ways to read regions that are asked for, of those that its objective trained and that any CLIP has.
@@ -142,7 +143,8 @@ def load_models(models: Mapping[str, str], *, device: str, readers: Sequence[str
     """Loads the models of a comparison, in order.
 
     Args:
-        models: row name -> folder that pre-training wrote, or folder or hub id of any CLIP or SigLIP.
+        models: row name -> folder that pre-training wrote, folder or hub id of any CLIP or SigLIP, or a registered
+            model ("models:/cloc@champion").
         device: "auto" (CUDA when there is any), "cpu", "cuda", or one GPU, as "cuda:1".
         readers: ways to read regions; empty takes all that a model has.
 
@@ -177,9 +179,10 @@ def _with_readers(models: Sequence[EvaluatedModel], wanted: Sequence[str]) -> li
 
 
 def _load(name: str, folder: str, device: torch.device) -> EvaluatedModel:
-    training = read_training(folder)
+    source = local_model(folder)
+    training = read_training(source)
     # Plain matmul and softmax: no slower here in float32, and the same on every machine.
-    loaded = factory.load_any(folder, device=device, attention="eager")
+    loaded = factory.load_any(source, device=device, attention="eager")
     training = training or public_training(has_regions=loaded.has_regions)
     readers: list[Reader] = ["crop", "roi_align", "masked"]
     if training["objective"] == "cloc":
@@ -188,7 +191,7 @@ def _load(name: str, folder: str, device: torch.device) -> EvaluatedModel:
         name=name,
         folder=str(folder),
         training=training,
-        digest=weights_digest(folder),
+        digest=weights_digest(source),
         readers=tuple(readers),
         model=loaded.model,
         processor=loaded.processor,

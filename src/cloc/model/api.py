@@ -27,6 +27,7 @@ from cloc.model import checks, factory
 from cloc.model.factory import AnyCLOCModel
 from cloc.model.modeling import tight_boxes
 from cloc.model.processing import CLOCProcessor
+from cloc.tracking import local_model
 
 Floats = npt.NDArray[np.float32]
 
@@ -57,12 +58,14 @@ class CLOC:
 
     @classmethod
     def from_pretrained(cls, source: str | Path, *, device: str = "cpu") -> "CLOC":
-        """Loads a folder that training wrote, or a hub id.
+        """Loads a folder that training wrote, a hub id, or a registered model: "models:/cloc@champion".
+
+        A registered model comes from MLFLOW_TRACKING_URI, or from mlflow.db in the working directory.
 
         Raises:
             ConfigError: it cannot be loaded.
         """
-        return cls(*factory.load(source, device=device))
+        return cls(*factory.load(local_model(source), device=device))
 
     @torch.no_grad()
     def embed_texts(self, texts: Sequence[str]) -> Floats:
@@ -154,8 +157,20 @@ class EncodedImage:
         Raises:
             ValueError: the model has no Prompter.
         """
-        texts_1TE = self._cloc._texts([text])[None]
-        return self.frame.from_padded(self._cloc.model.ground_texts(self._tokens_1ND, texts_1TE)[0].cpu().numpy())[0]
+        return self._ground(self._cloc._texts([text]))[0]
+
+    @torch.no_grad()
+    def find_all(self, texts_TE: Floats) -> BoxesXYXY:
+        """The boxes of what texts describe, by their embeddings (`CLOC.embed_texts`): (T, 4).
+
+        Raises:
+            ValueError: the model has no Prompter.
+        """
+        return self._ground(torch.from_numpy(texts_TE).to(self._tokens_1ND.device))
+
+    def _ground(self, texts_TE: Tensor) -> BoxesXYXY:
+        padded_1T4 = self._cloc.model.ground_texts(self._tokens_1ND, texts_TE[None])
+        return self.frame.from_padded(padded_1T4[0].cpu().numpy())
 
 
 def _tensor(value: npt.ArrayLike | None) -> Tensor | None:

@@ -7,18 +7,28 @@ Where the pipeline's run comes from, in this order:
     else            the stage is its own pipeline
 """
 
+from cloc.tracking.reading import Reader, Recorded
+from cloc.tracking.registered import local_model
+from cloc.tracking.registry import CHALLENGER, CHAMPION, Registry, Version
 from cloc.tracking.rows import BY_SAMPLES, Row, row_batches
 from cloc.tracking.runs import STAGE_RUN, STAGE_URI, Run, attach, pipeline_run, stage_run
 from cloc.tracking.store import DEFAULT_STORE, tracking_uri
 
 __all__ = [
     "BY_SAMPLES",
+    "CHALLENGER",
+    "CHAMPION",
     "DEFAULT_STORE",
     "STAGE_RUN",
     "STAGE_URI",
+    "Reader",
+    "Recorded",
+    "Registry",
     "Row",
     "Run",
+    "Version",
     "attach",
+    "local_model",
     "pipeline_run",
     "row_batches",
     "stage_run",

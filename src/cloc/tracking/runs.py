@@ -1,7 +1,6 @@
 """Runs: a stage's, a pipeline's, and one that another process began."""
 
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,10 +11,11 @@ from cloc.config.schema import TrackingConfig
 from cloc.stage import StageResult
 from cloc.tracking.provenance import common_tags, parent_run
 from cloc.tracking.rows import NO_METRICS, Row, first_metric, metric_name, metrics_of, row_batches
-from cloc.tracking.store import STORE_VARIABLE, connect, open_store
+from cloc.tracking.store import STORE_VARIABLE, connect, exported, open_store
 
 _PARAM_LIMIT = 500
 _ARTIFACT_LIMIT = 64 * 2**20
+_FIGURE_SUFFIXES = frozenset({".png", ".csv", ".json"})
 STAGE_RUN, STAGE_URI = "CLOC_MLFLOW_RUN_ID", STORE_VARIABLE
 """Variables that name a stage's run and its store to the processes that the stage starts."""
 
@@ -23,8 +23,8 @@ STAGE_RUN, STAGE_URI = "CLOC_MLFLOW_RUN_ID", STORE_VARIABLE
 class Run:
     """A run that is being recorded: a stage's, or a pipeline's."""
 
-    def __init__(self, client: Any, run_id: str, *, uri: str, model_name: str) -> None:
-        self._client, self.run_id, self.uri, self._model_name = client, run_id, uri, model_name
+    def __init__(self, client: Any, run_id: str, *, uri: str) -> None:
+        self._client, self.run_id, self.uri = client, run_id, uri
 
     def log_settings(self, settings: Mapping[str, Any]) -> None:
         """Nested settings, flattened to parameters; long values are cut and stand whole in settings.json."""
@@ -35,7 +35,7 @@ class Run:
             self._client.log_batch(self.run_id, params=values[start : start + 100])
         self._client.log_dict(self.run_id, dict(settings), "settings.json")
 
-    def logmetrics_of(self, metrics: Mapping[str, float], *, step: int = 0) -> None:
+    def log_metrics(self, metrics: Mapping[str, float], *, step: int = 0) -> None:
         """Numbers at a step."""
         self.log_rows([{"step": step, **metrics}])
 
@@ -67,7 +67,7 @@ class Run:
 
     def log_result(self, result: StageResult) -> None:
         """A stage's metrics, counts, message and artifacts; a metrics.jsonl among them becomes curves (but for what was
-        logged live), and the run's description links its pages."""
+        logged live), and the run's description links its pages. Folders are kept that hold figures and tables alone."""
         pages, curves = list[str](), set[str]()
         for name, location in result.artifacts.items():
             path = Path(location)
@@ -76,14 +76,20 @@ class Run:
             elif path.is_file() and path.stat().st_size <= _ARTIFACT_LIMIT:
                 self._client.log_artifact(self.run_id, str(path))
                 pages += [f"[{name}]({self._artifact_link(path.name)})"] if path.suffix == ".html" else []
+            elif _holds_figures(path):
+                self._log_figures(path)
             self.set_tag(f"artifact.{name}", location)
         metrics = {**result.metrics, **{f"count/{name}": value for name, value in result.counts.items()}}
         # A curve ends with its metric already; another point at step 0 would be none of the curve's.
-        self.logmetrics_of({name: value for name, value in metrics.items() if name not in curves})
+        self.log_metrics({name: value for name, value in metrics.items() if name not in curves})
         self.set_tag("mlflow.note.content", "\n\n".join([result.message, *pages]))
-        if result.registers:
-            version = self._register(result.registers, result.message)
-            self.set_tag("cloc.registered", f"{self._model_name} version {version}")
+
+    def _log_figures(self, folder: Path) -> None:
+        """Logs a folder of figures and tables whole; MLflow's pages show those tables that are JSON."""
+        self._client.log_artifacts(self.run_id, str(folder), folder.name)
+        tables = [{"path": f"{folder.name}/{path.name}", "type": "table"} for path in sorted(folder.glob("*.json"))]
+        if tables:
+            self.set_tag("mlflow.loggedArtifacts", json.dumps(tables))
 
     def _log_curves(self, path: Path) -> set[str]:
         """Logs the rows of a file of JSON lines that the run does not have; returns the names of the curves."""
@@ -110,24 +116,18 @@ class Run:
         """Records why the stage failed."""
         self.set_tag("cloc.failure", reason)
 
-    def _register(self, folder: str, description: str) -> str:
-        """Files a model's folder as a new version of the registered model, alias `challenger`; returns the version."""
-        name, client = self._model_name, self._client
-        for item in sorted(Path(folder).iterdir()):
-            if item.is_file():  # checkpoints and logs lie in folders of their own and are no part of the model
-                client.log_artifact(self.run_id, str(item), "model")
-        if not any(model.name == name for model in client.search_registered_models(f"name = '{name}'")):
-            client.create_registered_model(name)
-        source = f"{client.get_run(self.run_id).info.artifact_uri}/model"
-        version = client.create_model_version(name, source, self.run_id, description=description).version
-        client.set_registered_model_alias(name, "challenger", version)
-        return str(version)
-
 
 def attach(run_id: str, uri: str) -> Run:
     """A run that exists, by its id and its store: to log to it from another process. Imports mlflow, and asks nothing
     of the store yet."""
-    return Run(connect(uri), run_id, uri=uri, model_name="")
+    return Run(connect(uri), run_id, uri=uri)
+
+
+def _holds_figures(folder: Path) -> bool:
+    """Whether a folder holds small PNG, CSV and JSON files and nothing else: models and data are not copied."""
+    files = list(folder.iterdir()) if folder.is_dir() else []
+    known = all(path.is_file() and path.suffix in _FIGURE_SUFFIXES for path in files)
+    return bool(files) and known and sum(path.stat().st_size for path in files) <= _ARTIFACT_LIMIT
 
 
 @contextmanager
@@ -135,31 +135,16 @@ def pipeline_run(config: TrackingConfig, *, name: str, settings: Mapping[str, An
     """The parent run of a pipeline; stages started inside (in subprocesses, too) become its children."""
     client, uri, experiment = open_store(config)
     created = client.create_run(experiment, run_name=name, tags={**common_tags(), "cloc.kind": "pipeline"})
-    run = Run(client, created.info.run_id, uri=uri, model_name=config.model_name)
+    run = Run(client, created.info.run_id, uri=uri)
     run.log_settings(settings)
     try:
-        with _exported({"MLFLOW_RUN_ID": run.run_id, STAGE_URI: uri}):
+        with exported({"MLFLOW_RUN_ID": run.run_id, STAGE_URI: uri}):
             yield run
     except BaseException as error:
         run.fail(str(error))
         client.set_terminated(run.run_id, "FAILED" if isinstance(error, Exception) else "KILLED")
         raise
     client.set_terminated(run.run_id, "FINISHED")
-
-
-@contextmanager
-def _exported(values: Mapping[str, str]) -> Iterator[None]:
-    """Environment variables for this process and those that it starts meanwhile."""
-    before = {key: os.environ.get(key) for key in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for key, value in before.items():
-            if value is None:
-                os.environ.pop(key, None)
-            else:
-                os.environ[key] = value
 
 
 @contextmanager
@@ -173,10 +158,10 @@ def stage_run(config: TrackingConfig, *, stage: str, settings: Mapping[str, Any]
         tags["mlflow.parentRunId"] = parent
         experiment = client.get_run(parent).info.experiment_id
     created = client.create_run(experiment, run_name=stage, tags=tags)
-    run = Run(client, created.info.run_id, uri=uri, model_name=config.model_name)
+    run = Run(client, created.info.run_id, uri=uri)
     run.log_settings(settings)
     try:
-        with _exported({STAGE_RUN: run.run_id, STAGE_URI: uri}):
+        with exported({STAGE_RUN: run.run_id, STAGE_URI: uri}):
             yield run
     except BaseException as error:
         client.set_terminated(run.run_id, "FAILED" if isinstance(error, Exception) else "KILLED")

@@ -25,6 +25,7 @@ _VERBS = {
     "pretrain": ("cloc.cli.stages", "pretrain"),
     "evaluate": ("cloc.cli.stages", "evaluate"),
     "register": ("cloc.cli.stages", "register"),
+    "compare": ("cloc.cli.compare", "compare"),
     "tune": ("cloc.cli.stages", "tune"),
     "export": ("cloc.cli.export", "export"),
     "run": ("cloc.cli.pipeline", "run"),

@@ -37,7 +37,7 @@ def recalls(value: float) -> dict[str, Any]:
 
 def row(model: str, reader: str, macc: float) -> dict[str, Any]:
     """A row with all protocols that read regions."""
-    level = {"easy": 0.4, "medium": 0.3, "hard": 0.1}
+    level = {"3_attributes": 0.4, "2_attributes": 0.3, "1_attributes": 0.1}
     return {
         "model": model,
         "reader": reader,

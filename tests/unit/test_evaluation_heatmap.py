@@ -62,6 +62,11 @@ def test_windows_cover_the_image_and_lie_in_it(width, height):
     assert areas.sum() == pytest.approx(1)  # windows as wide as cells leave no gap and do not overlap
 
 
+def test_the_peak_of_a_cell_that_padding_cuts_lies_in_the_image():
+    heat = _one_bright(Letterbox(640, 230, 64), 8, 2, 0)  # the third row of cells is 2.875 cells deep
+    assert heat.peak == pytest.approx((1 / 16, (2 + 2.875) / 2 / 2.875))
+
+
 def test_nothing_is_painted_where_all_is_alike():
     picture = Image.new("RGB", (40, 20), (90, 90, 90))
     frame = Letterbox(40, 20, 40)

@@ -173,7 +173,9 @@ def test_the_folder_holds_the_same_as_tables_markdown_and_figures(data, tmp_path
     }
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in (tmp_path / "report" / "figures").iterdir())
     assert (
-        (tmp_path / "report" / "tables" / "attributes.csv").read_text().startswith("split,model,reader,easy/accuracy,")
+        (tmp_path / "report" / "tables" / "attributes.csv")
+        .read_text()
+        .startswith("split,model,reader,3_attributes/accuracy,")
     )
     markdown = (tmp_path / "report" / "summary.md").read_text()
     assert "### Region-text retrieval" in markdown

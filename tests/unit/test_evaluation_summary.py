@@ -38,7 +38,7 @@ class TestHeadline:
             del split["coherence"]
             for row in split["rows"]:
                 del row["attributes"]
-        gone = {"hard attributes", "coherence AUC", "classification top-1, things"}
+        gone = {"attributes, one swapped", "coherence AUC", "classification top-1, things"}
         assert [row.label for row in summary.headline(metrics).rows] == [x for x in labels if x not in gone]
 
     def test_a_model_of_others_has_no_steps(self):
@@ -156,6 +156,7 @@ class TestTables:
         assert sizes.figures[0] == "small/mAcc"
         assert sizes.rows[0].labels == ("test", STEPS, "crop")
         assert sizes.rows[0].values[0].text == "2.5"
+        assert found["attributes"].heads == tuple(f"{n} swapped: accuracy" for n in ("three", "two", "one"))
         assert found["retrieval"].heads[:2] == ("image→text R@1", "image→text R@5")
         assert found["differences"].rows[0].labels[-1] == CLOC
 
@@ -184,6 +185,10 @@ class TestTables:
         body = json.loads(tables.as_json(sheet))
         assert body["columns"] == list(rows[0])
         assert [str(item) for item in body["data"][0]] == list(rows[0].values())
+
+    def test_cosines_may_be_negative_and_zero_has_no_sign(self):
+        found = tables.value({"gap": -0.0004, "n": 3, "interval": {"gap": [-0.12, 0.2]}}, "gap")
+        assert (found.text, found.range) == ("0.000", f"{summary.MINUS}0.120 to 0.200")
 
     def test_no_cell_of_a_csv_is_a_formula(self):
         metrics = json.loads(json.dumps(make_metrics()).replace(STEPS, "=HYPERLINK(1)"))

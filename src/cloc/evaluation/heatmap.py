@@ -45,11 +45,11 @@ class Heat:
 
     @property
     def peak(self) -> tuple[float, float]:
-        """The centre of the most similar cell, (x, y) in [0, 1] of the original image."""
+        """The centre of what the most similar cell shows of the image, (x, y) in [0, 1] of the original image."""
         row, column = np.unravel_index(int(self.values_YX.argmax()), self.values_YX.shape)
-        x, y = (float(number + 0.5) / self.cells for number in (column, row))
-        box = self.frame.from_padded([(x, y, x, y)])[0]
-        return float(box[0]), float(box[1])
+        cell = np.array([[column, row, column + 1, row + 1]]) / self.cells
+        x1, y1, x2, y2 = (float(side) for side in self.frame.from_padded(cell)[0])
+        return (x1 + x2) / 2, (y1 + y2) / 2
 
 
 def cells_on(frame: Letterbox, *, cells: int) -> tuple[int, int]:

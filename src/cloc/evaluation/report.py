@@ -127,6 +127,7 @@ def render(
     pages.filters["percent"] = lambda value: f"{100 * value:.1f}"
     pages.filters["count"] = lambda value: summary.DASH if value is None else f"{value:,.0f}"
     pages.filters.update(reader=summary.reader_name, signed=summary.signed)
+    pages.filters["cosine"] = lambda value: tables.decimal(value, 2)
     sheets = tables.sheets(metrics)
     return pages.get_template("report.html.j2").render(
         metrics=metrics,

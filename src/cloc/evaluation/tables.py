@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from cloc.evaluation.summary import DASH, escape, known, reader_name, signed
+from cloc.evaluation.summary import DASH, MINUS, escape, known, reader_name, signed
 
 Scores = Mapping[str, Any]
 
@@ -22,7 +22,9 @@ NAMES = {
     "auc": "AUC",
     "inside": "cosine inside",
     "outside": "cosine outside",
-    "gap": "gap",
+    "1_attributes": "one swapped:",
+    "2_attributes": "two swapped:",
+    "3_attributes": "three swapped:",
 }
 _DECIMALS = {"mean_rank": 2, "inside": 3, "outside": 3, "gap": 3}  # all others are percent
 SIZES = ("small", "medium", "large")
@@ -151,7 +153,7 @@ _MEANS = {"plain": "plain names", "templates": "templates", "probe": "linear pro
 
 def head(key: str) -> str:
     """A figure's column as people call it: "r2t/R@1" is "region→text R@1"."""
-    return " ".join(_WAYS.get(part, NAMES.get(part, part)) for part in key.split("/"))
+    return " ".join(_WAYS.get(part, NAMES.get(part, part.replace("_", " "))) for part in key.split("/"))
 
 
 def merged(blocks: Mapping[str, Scores], *, order: Sequence[str] = ()) -> dict[str, Any] | None:
@@ -218,9 +220,16 @@ def value(block: Scores, key: str) -> Value:
     digits = _DECIMALS.get(key.rpartition("/")[2])
 
     def shown(number: float) -> str:
-        return f"{100 * number:.1f}" if digits is None else f"{number:.{digits}f}"
+        return decimal(100 * number, 1) if digits is None else decimal(number, digits)
 
-    return Value(shown(block[key]), f"{shown(low)}{DASH}{shown(high)}", float(block[key]), float(low), float(high))
+    span = f"{shown(low)}{DASH if low >= 0 else ' to '}{shown(high)}"
+    return Value(shown(block[key]), span, float(block[key]), float(low), float(high))
+
+
+def decimal(number: float, digits: int, *, sign: str = "") -> str:
+    """A number with a true minus, and without one before a zero. `sign` is "+" for differences."""
+    text = f"{number:{sign}.{digits}f}"
+    return text.lstrip("+-") if not float(text) else text.replace("-", MINUS)
 
 
 def _differences(metrics: Mapping[str, Any]) -> Sheet:
@@ -254,7 +263,8 @@ def _gap(key: str, found: float, low: float, high: float) -> Value:
     digits = _DECIMALS.get(key)
     if digits is None:
         return Value(signed(found), f"{signed(low)} to {signed(high)}", found, low, high)
-    return Value(f"{found:+.{digits}f}", f"{low:+.{digits}f} to {high:+.{digits}f}", found, low, high)
+    shown, *ends = (decimal(number, digits, sign="+") for number in (found, low, high))
+    return Value(shown, " to ".join(ends), found, low, high)
 
 
 def brief(sheet: Sheet, split: str) -> Sheet:

@@ -128,7 +128,12 @@ def test_the_whole_stage(tmp_path, collection, models):
     assert "script" not in page.tags
     assert page.tags.count("img") >= 12
     assert all(link.startswith(("data:image/jpeg;base64,", "#")) for link in page.links)
+    text = (tmp_path / "report" / "index.html").read_text()
+    assert text.count('class="peak" style=') == 4  # heat maps of two phrases by two models
     assert "| region mAcc |" in (tmp_path / "report" / "summary.md").read_text()
+    for name in ("figures", "tables"):
+        assert list((tmp_path / "report" / name).iterdir())
+        assert result.artifacts[name] == str(tmp_path / "report" / name)
 
 
 def test_features_are_those_of_one_image_at_a_time(collection, models):

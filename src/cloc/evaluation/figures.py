@@ -147,4 +147,4 @@ def _confusion(found: Confusion) -> "Figure":
 
 
 def _text(share: float) -> str:
-    return "white" if share > 35 else _INK
+    return "white" if share > 55 else _INK

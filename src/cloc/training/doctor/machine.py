@@ -9,6 +9,7 @@ from pathlib import Path
 
 import psutil
 import torch
+from rich.filesize import decimal
 
 from cloc.errors import ConfigError, DataError, TrainingError
 from cloc.training.doctor.registry import MODEL_ROLES, Skip, Subject, Warn, check
@@ -82,8 +83,8 @@ def disk(subject: Subject) -> str:
     need, why = _needed(subject)
     free = shutil.disk_usage(nearest).free
     if free < need:
-        raise DataError(f"{nearest}: {free / GIB:.1f} GiB are free, less than the {need / GIB:.1f} of {why}")
-    return f"{free / GIB:,.1f} GiB free in {nearest}, {need / GIB:.2f} needed: {why}"
+        raise DataError(f"{nearest}: {decimal(free)} are free, less than the {decimal(int(need))} of {why}")
+    return f"{decimal(free)} free in {nearest}, {decimal(int(need))} needed: {why}"
 
 
 def _needed(subject: Subject) -> tuple[float, str]:
@@ -96,7 +97,7 @@ def _needed(subject: Subject) -> tuple[float, str]:
         return _LEAST_FREE + 4.0 * model.parameters, "the model (checkpoints lie in train.storage)"
     number = train.keep_checkpoints + train.keep_best + 1
     own = checkpoint_bytes(model, subject.config)
-    return number * own + 4.0 * model.parameters, f"{number} checkpoints of {own / GIB:.2f} GiB, and the model"
+    return number * own + 4.0 * model.parameters, f"{number} checkpoints of {decimal(int(own))}, and the model"
 
 
 def _sizes(subject: Subject) -> Sizes:

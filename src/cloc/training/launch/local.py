@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import psutil
+from torchx.schedulers.api import DescribeAppResponse
 from torchx.schedulers.local_scheduler import CWDImageProvider, LocalScheduler
 
 _POLL_SECONDS = 0.1
@@ -37,6 +38,13 @@ class PatientLocalScheduler(LocalScheduler):
     def exit_code(self) -> int | None:
         """Exit code of the replica that was started last (below zero: a signal); None while it runs."""
         return self._processes[-1].poll() if self._processes else None
+
+    def describe(self, app_id: str) -> DescribeAppResponse | None:
+        """A job's state; also where its folder takes no more files: TorchX leaves a note there at the end."""
+        try:
+            return super().describe(app_id)
+        except OSError:
+            return DescribeAppResponse(app_id=app_id, state=self._apps[app_id].state)
 
     def _cancel_existing(self, app_id: str) -> None:
         self.leave()

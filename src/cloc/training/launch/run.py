@@ -1,5 +1,6 @@
 """Running a training job: scheduled, followed, cancelled when this process is told to stop, tried again when lost."""
 
+import shutil
 import signal
 import warnings
 from collections.abc import Callable
@@ -25,6 +26,8 @@ from cloc.training.launch.wait import UNREACHABLE, Orders, Wait, reason_of
 from cloc.training.preemption import PREEMPTED, Stopped
 from cloc.training.ranks import FAILURES
 from cloc.training.watch.progress import Screen
+
+_FULL = 1 << 16  # bytes: a disk with less to spare takes no more lines
 
 _SESSION = "cloc"
 
@@ -169,6 +172,12 @@ class _Attempt:
             said = f"the agent was killed by signal {-code}: run the same command again, it goes on from its last "
             said += "checkpoint"
             code = 1
+        if shutil.disk_usage(self.log_dir).free < _FULL and "No space left" not in said:
+            # Then the logs lack what the ranks said last, too.
+            said = (
+                f"the disk is full ({self.log_dir}): free some space and run the same command again, it goes on from "
+            )
+            said += "the last whole checkpoint"
         return Outcome(
             code or 1, said or f"the training job ended as {state.name} ({code}); its log lies in {self.log_dir}"
         )

@@ -14,7 +14,7 @@ from cloc.cli.subjects import Subjects
 from cloc.config import dump, parse
 from cloc.config.schema import TrackingConfig
 from cloc.errors import ClocError, ConfigError, DataError
-from cloc.evaluation.comparison import compare
+from cloc.evaluation.comparison import Subject, compare
 from cloc.stage import CONFIG_FILE, StageResult
 from cloc.tracking import Reader
 from tests.evaluations import write_evaluation
@@ -55,8 +55,8 @@ def test_what_differs_between_two_pipelines(made: tuple[TrackingConfig, Path]) -
     subjects = Subjects(config)
     found = compare([subjects.find("run 1"), subjects.find("run 2")])
     assert {line.name: line.values for line in found.config} == {"train.steps": ("600", "1200")}
-    assert [line.name for line in found.data] == ["pretraining: data"]
-    assert found.data[0].values[1].endswith("(200 images, 1 shards)")
+    assert [line.name for line in found.data] == ["evaluation: candidate", "pretraining: data"]
+    assert found.data[1].values[1].endswith("(200 images, 1 shards)")
     assert {line.name: line.values for line in found.metrics} == {
         "pretraining: loss/total": (2.0, 1.0),
         "evaluation: eval/test/mAcc": (0.5, 0.6),
@@ -110,6 +110,14 @@ def test_folders(made: tuple[TrackingConfig, Path]) -> None:
     assert same.config == same.data == same.code == same.metrics == same.figures == ()
     mixed = compare([subjects.find(str(folder / "out1")), Subjects(config).find("run 1")])
     assert mixed.figures == ()
+
+
+def test_metrics_of_one_run_alone_are_counted(made: tuple[TrackingConfig, Path]) -> None:
+    subjects = [Subjects(made[0]).find("run 1"), Subject("other", metrics={"pretraining: loss/total": 9.0})]
+    found = compare(subjects)
+    assert ([line.name for line in found.metrics], found.partial) == (["pretraining: loss/total"], 2)
+    everything = compare(subjects, everything=True)
+    assert (len(everything.metrics), everything.partial) == (3, 0)
 
 
 def test_other_sets_give_no_interval(made: tuple[TrackingConfig, Path], tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ _WIDTH = 100
 
 @click.command()
 @click.argument("runs", nargs=-1, required=True, metavar="RUN RUN...")
-@click.option("--all", "everything", is_flag=True, help="Also what is equal.")
+@click.option("--all", "everything", is_flag=True, help="Also what is equal, and metrics of some runs.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @settings_options
 def compare(runs: tuple[str, ...], everything: bool, as_json: bool, **settings: Any) -> None:
@@ -67,7 +67,9 @@ def _show(comparison: "Comparison") -> None:
     tables = list(_tables(comparison))
     for table in tables:
         console.print(table)
-    if not tables:
+    if comparison.partial:
+        console.print(f"{comparison.partial} more metrics are not of all runs: --all shows them", highlight=False)
+    elif not tables:
         console.print("no difference")
 
 
@@ -112,8 +114,8 @@ def _cells(line: "Line") -> list[str]:
         elif isinstance(value, str):
             cells.append(value)
         else:
-            differs = isinstance(first, float) and value != first
-            cells.append(f"{value:.6g} ({value - first:+.4g})" if differs else f"{value:.6g}")
+            gap = value - first if isinstance(first, int | float) else 0.0
+            cells.append(f"{value:.6g} ({gap:+.4g})" if gap else f"{value:.6g}")
     return cells
 
 

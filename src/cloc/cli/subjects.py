@@ -137,13 +137,14 @@ def _candidate(files: Mapping[str, bytes], *, where: str) -> Measured | None:
 
 
 def _sets(evaluation: Measured | None) -> dict[str, str]:
-    """The evaluation's sets, by split."""
+    """The evaluation's sets, by split, and whose figures they are."""
     if evaluation is None:
         return {}
-    splits = evaluation.metrics["splits"].items()
-    return {
-        f"evaluation set {name}": f"{str(split['digest'])[:16]} ({split['images']} images)" for name, split in splits
-    }
+    weights = str(evaluation.metrics["models"][evaluation.model]["weights_sha256"])
+    found = {"candidate": f"{evaluation.model}, weights {weights[:12]}"}
+    for name, split in evaluation.metrics["splits"].items():
+        found[f"evaluation set {name}"] = f"{str(split['digest'])[:16]} ({split['images']} images)"
+    return found
 
 
 def _read(path: Path) -> dict[str, Any]:

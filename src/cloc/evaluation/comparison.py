@@ -87,7 +87,11 @@ class FigureLine:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Runs beside each other: their labels, and lines by section."""
+    """Runs beside each other: their labels, and lines by section.
+
+    Attributes:
+        partial: metrics that some runs have and others have not, and that are not among the lines.
+    """
 
     labels: tuple[str, ...]
     config: tuple[Line, ...]
@@ -95,6 +99,7 @@ class Comparison:
     code: tuple[Line, ...]
     metrics: tuple[Line, ...]
     figures: tuple[FigureLine, ...]
+    partial: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """Values by section and name, in the order of "runs"; a figure's differences are those from the first run."""
@@ -102,6 +107,7 @@ class Comparison:
         return {
             "runs": list(self.labels),
             **{name: {line.name: list(line.values) for line in lines} for name, lines in sections.items()},
+            "metrics_of_some_runs": self.partial,
             "figures": [
                 {
                     "split": line.split,
@@ -121,7 +127,7 @@ def compare(subjects: Sequence[Subject], *, everything: bool = False) -> Compari
 
     Args:
         subjects: at least two.
-        everything: also what is equal in all runs.
+        everything: also what is equal in all runs, and metrics that not all of them have.
     """
 
     def lines(read: Callable[[Subject], Mapping[str, Any]]) -> tuple[Line, ...]:
@@ -129,14 +135,17 @@ def compare(subjects: Sequence[Subject], *, everything: bool = False) -> Compari
         found = [Line(name, tuple(read(subject).get(name) for subject in subjects)) for name in names]
         return tuple(line for line in found if everything or line.differs)
 
+    metrics = lines(lambda subject: subject.metrics)
+    common = metrics if everything else tuple(line for line in metrics if None not in line.values)
     figures = tuple(line for line in _figures(subjects) if everything or line.differs)
     return Comparison(
         labels=tuple(subject.label for subject in subjects),
         config=lines(lambda subject: subject.config),
         data=lines(lambda subject: subject.data),
         code=lines(lambda subject: subject.code),
-        metrics=lines(lambda subject: subject.metrics),
+        metrics=common,
         figures=figures,
+        partial=len(metrics) - len(common),
     )
 
 

@@ -136,9 +136,9 @@ def _description(candidate: Candidate, outcome: Outcome) -> str:
     measured = candidate.measured
     rows = [f"| {label} | {value} | {interval} | {reader} |" for label, value, interval, reader in _figures(measured)]
     parts = [
-        f"**{measured.model}** is **{outcome.alias}**: {outcome.reason}.",
+        f"{outcome.alias.capitalize()}: {outcome.reason}.",  # the list of versions shows its first words
         *([f"```\n{outcome.command}\n```"] if outcome.command else []),
-        "It passed the gate:",
+        f"{measured.model} passed the gate:",
         "\n".join(f"- {reason}" for reason in candidate.reasons),
         "\n".join([f"| {measured.split} | percent | 95 % interval | reader |", "|---|---:|---|---|", *rows]),
         f'`CLOC.from_pretrained("{outcome.version.address}")` loads the model; '
@@ -161,17 +161,16 @@ def _tags(candidate: Candidate, outcome: Outcome) -> dict[str, str]:
     measured = candidate.measured
     split = measured.metrics["splits"][measured.split]
     protocols = measured.metrics["protocols"]
-    figures = {
-        # MLflow's names hold neither arrows nor "@".
-        f"cloc.figure.{label.replace('→', ' to ').replace('@', ' at ')}": f"{value} ({interval})"
-        + (f", {reader}" if reader else "")
+    hashed = f", digest {split['images_digest']}" if "images_digest" in split else ""
+    figures = [
+        f"{label} {value} ({', '.join(part for part in (interval, reader) if part)})"
         for label, value, interval, reader in _figures(measured)
-    }
+    ]
     return {
         _DECISION_TAG: f"{outcome.alias}: {outcome.reason}",
+        "cloc.figures": "; ".join(figures),
+        "cloc.gate": "; ".join(candidate.reasons),
         "cloc.evaluation_set": measured.digest,
-        "cloc.evaluation_data": f"{split['data']} ({split['images']:,} images)",
+        "cloc.evaluation_data": f"{split['data']} ({split['images']:,} images{hashed})",
         "cloc.protocols": ", ".join(f"{name} {version}" for name, version in sorted(protocols.items())),
-        **{f"cloc.gate.{reason.partition(':')[0]}": reason.partition(": ")[2] for reason in candidate.reasons},
-        **figures,
     }

@@ -19,14 +19,16 @@ from cloc.tracking.store import STORE_VARIABLE, asked, exported, open_store
 
 CHAMPION, CHALLENGER = "champion", "challenger"
 WEIGHTS_TAG = "cloc.weights_sha256"
-_EVALUATION = "evaluation"
+_EVALUATION, _REPLACED_TAG = "evaluation", "cloc.replaced_by"
 _TAG_LIMIT, _DESCRIPTION_LIMIT = 5000, 5000
-_ABOUT = """CLIP encoders that understand regions. `champion` is the best one so far on its evaluation set, `challenger`
-the last one that passed the gate and did not replace it; each version says why.
-
-`CLOC.from_pretrained("models:/{name}@champion")` loads the model, and
-`mlflow.pyfunc.load_model("models:/{name}@champion").predict(table)` answers tables with the columns `image`, `boxes`
-and `texts`."""
+# A paragraph is one line: MLflow's pages break lines where the text does.
+_ABOUT = (
+    "CLIP encoders that understand regions. `champion` is the version that beat the one before it on the same "
+    "evaluation set, `challenger` the last one that passed the gate and did not replace it; each version says why.\n\n"
+    '`CLOC.from_pretrained("models:/{name}@champion")` loads the model; '
+    '`mlflow.pyfunc.load_model("models:/{name}@champion").predict(table)` answers tables with the columns `image`, '
+    "`boxes` and `texts`."
+)
 
 
 @dataclass(frozen=True)
@@ -131,9 +133,10 @@ class Registry:
             if aliases.get(CHALLENGER) == version.number:
                 self._client.delete_registered_model_alias(self.name, CHALLENGER)
             if over:
-                self._client.set_model_version_tag(
-                    self.name, over.number, "cloc.replaced_by", f"version {version.number}"
-                )
+                replaced = f"version {version.number}"
+                self._client.set_model_version_tag(self.name, over.number, _REPLACED_TAG, replaced)
+            if _REPLACED_TAG in version.tags:
+                self._client.delete_model_version_tag(self.name, version.number, _REPLACED_TAG)
         return True
 
     def describe(self, version: Version, *, description: str, tags: Mapping[str, str], decision: str) -> None:

@@ -65,6 +65,7 @@ def test_two_ranks_train_as_one_process_does(two_ranks: dict[str, Tensor], name:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_compiled_layers_train_as_others_do_under_every_strategy(tmp_path: Path) -> None:
     every = of_two_ranks(tmp_path / "out.safetensors", "compiled")
     for name, case in strategies.COMPILED.items():

@@ -151,9 +151,12 @@ def pretrain(
     run_stage("pretraining", resolve(**settings), inputs=inputs, outputs={"model": out})
 
 
+_ROW = "A row; repeat. A folder, the hub id of any CLIP or SigLIP, or models:/cloc@champion."
+
+
 @click.command()
 @_data
-@click.option("--model", "models", multiple=True, required=True, metavar="NAME=FOLDER", help="A row; repeat.")
+@click.option("--model", "models", multiple=True, required=True, metavar="NAME=MODEL", help=_ROW)
 @click.option("--out", required=True, help="Folder of the report.")
 @settings_options
 def evaluate(data: str, models: tuple[str, ...], out: str, **settings: Any) -> None:

@@ -197,8 +197,8 @@ class Trainer:
         """Losses of the global batch, the norm of its gradient, and whether any rank was told to stop."""
         losses = self.stepper.backward(batch.to(self.rank.device))
         norm = self.stepper.clip()
-        # A rank's own total has its own part of the grounding loss; their mean is that of the global batch. One exchange
-        # a step, and one wait for the device, serves the judge and the stop alike.
+        # A rank's own total has its own part of the grounding loss; their mean is that of the global batch. One
+        # exchange a step, and one wait for the device, serve the judge and the stop alike.
         asked = losses.total.new_tensor(self.preemption.asked)
         loss, stop = total(torch.stack([losses.total, asked]))
         losses = replace(losses, total=loss / self.rank.world_size)

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import yaml
 
 from cloc.config import dump, load_preset
@@ -33,6 +34,7 @@ def _params(folder: Path) -> None:
     (folder / "params.yaml").write_text(yaml.safe_dump(tree))
 
 
+@pytest.mark.slow
 def test_workers_of_the_command_line_and_replicas_of_torchx_label_alike(tmp_path, make_dataset):
     make_dataset(tmp_path / "data", 24, shard_size=4)
     _params(tmp_path)

@@ -261,6 +261,7 @@ def ranks_of(process: psutil.Process) -> list[psutil.Process]:
     return found
 
 
+@pytest.mark.slow
 @needs_server
 def test_a_killed_rank_costs_an_attempt_and_the_model_comes_from_s3(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]

@@ -74,6 +74,7 @@ def test_a_run_goes_on_bitwise_into_the_next_size(data: str, tokenizer: str, tra
     runs.assert_same_weights(tmp_path, trained[0])
 
 
+@pytest.mark.slow
 def test_two_ranks_of_fsdp2_train_the_same_model(data: str, trained, tmp_path: Path) -> None:
     out = tmp_path / "model"
     ended = runs.run(settings(strategy="fsdp2", processes=2), data, out)

@@ -82,6 +82,7 @@ def test_a_run_that_goes_on_from_a_checkpoint_ends_bitwise_equal(data: str, trai
     assert runs.curve(tmp_path) == runs.curve(out)
 
 
+@pytest.mark.slow
 def test_one_rank_two_and_four_give_the_same_losses_and_gradients(tmp_path: Path) -> None:
     """The same global batch on one rank, and split: value and gradient of every parameter, by every variant."""
     script = Path(__file__).with_name("ranks.py")

@@ -276,6 +276,7 @@ def test_a_rank_out_of_memory_is_the_last_line_and_not_the_rank_that_lost_it(dat
     assert ended.err.count("out of GPU memory") == 1
 
 
+@pytest.mark.slow
 def test_a_killed_rank_is_named(data: str, tmp_path: Path) -> None:
     settings = runs.config(processes=2, checkpoint_async=False)  # step 3 is whole before the kill
     ended = runs.run(settings, data, tmp_path / "out", fault={"rank": 1, "step": 4, "do": "kill"})

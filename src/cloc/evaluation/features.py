@@ -21,6 +21,7 @@ import torch
 import cloc
 from cloc.boxes import BoxesXYXY
 from cloc.errors import DataError
+from cloc.evaluation import coherence
 from cloc.evaluation.cache import FeatureCache
 from cloc.evaluation.encoding import ShardFeatures, encode, encoders
 from cloc.evaluation.models import EvaluatedModel
@@ -228,43 +229,49 @@ class EncodedSplit:
 
     def features(self, model: EvaluatedModel) -> Features:
         """A model's features, read from the cache: let go of one model's before the next one's are asked for."""
-        parts: list[ShardFeatures] = []
-        texts = _Rows(len(self.items.texts))
+        items, width = self.items, model.model.embed_dim
+        boxes = len(items.box_images)
+        images_NE, found_P4 = _Stack(len(items.keys), width), _Stack(len(items.phrases) * model.grounds, 4)
+        regions = {reader: _Stack(boxes, width) for reader in model.readers}
+        coherence_Q3 = _Stack(boxes, len(coherence.COLUMNS), dtype=np.float64)
+        texts_UE, known_U = (
+            np.zeros((len(items.texts), width), dtype=np.float32),
+            np.zeros(len(items.texts), dtype=bool),
+        )
+        keys: list[str] = []
         for task in self.tasks:
             part = self.encoder.features(task, model)
-            texts.add([self.items.texts[text] for text in task.texts], part.texts_UE)
-            parts.append(part)
-        if [key for part in parts for key in part.keys] != self.items.keys:
+            keys += part.keys
+            images_NE.add(part.images_nE)
+            found_P4.add(part.boxes_P4)
+            coherence_Q3.add(part.coherence_Q3)
+            for reader, stack in regions.items():
+                stack.add(part.regions[reader])
+            numbers = np.array([items.texts[text] for text in task.texts], dtype=np.int64)
+            new = ~known_U[numbers]  # of equal texts the first counts, so that they stay equal
+            texts_UE[numbers[new]], known_U[numbers] = part.texts_UE[new], True
+        if keys != items.keys:
             raise DataError(f"{self.split.name}: {model.name} has features of other images; empty the cache")
-        boxes = np.concatenate([part.boxes_P4 for part in parts]).astype(np.float64)
         return Features(
-            images_NE=np.concatenate([part.images_nE for part in parts]),
-            texts_UE=texts.array(width=model.model.embed_dim),
+            images_NE=images_NE.rows,
+            texts_UE=texts_UE,
             classes_CE=self.encoder.texts(model, self.split.classes),
-            regions={reader: np.concatenate([part.regions[reader] for part in parts]) for reader in model.readers},
-            coherence_Q3=np.concatenate([part.coherence_Q3 for part in parts]),
-            boxes=boxes if model.grounds else None,
+            regions={reader: stack.rows for reader, stack in regions.items()},
+            coherence_Q3=coherence_Q3.rows,
+            boxes=found_P4.rows.astype(np.float64) if model.grounds else None,
         )
 
 
-class _Rows:
-    """Rows that come in pieces, some of them more than once: the first counts, so that equal texts stay equal."""
+class _Stack:
+    """Rows that come in pieces, their number known: nothing is in memory twice."""
 
-    def __init__(self, count: int) -> None:
-        self._rows: npt.NDArray[np.float32] | None = None
-        self._known = np.zeros(count, dtype=bool)
+    def __init__(self, count: int, width: int, *, dtype: Any = np.float32) -> None:
+        self.rows: npt.NDArray[Any] = np.zeros((count, width), dtype=dtype)
+        self._filled = 0
 
-    def add(self, numbers: Sequence[int], rows: npt.NDArray[np.float32]) -> None:
-        if self._rows is None and len(rows):
-            self._rows = np.zeros((len(self._known), rows.shape[1]), dtype=np.float32)
-        new = np.array([not self._known[number] for number in numbers], dtype=bool)
-        if self._rows is not None and new.any():
-            places = np.asarray(numbers)[new]
-            self._rows[places] = rows[new]
-            self._known[places] = True
-
-    def array(self, *, width: int) -> npt.NDArray[np.float32]:
-        return np.zeros((0, width), dtype=np.float32) if self._rows is None else self._rows
+    def add(self, rows: npt.NDArray[Any]) -> None:
+        self.rows[self._filled : self._filled + len(rows)] = rows
+        self._filled += len(rows)
 
 
 def encode_split(split: Split, encoder: Encoder, *, quarantine_limit: float) -> EncodedSplit:

@@ -63,6 +63,14 @@ class TestGate:
         assert verdict.passed
         assert len(verdict.reasons) == 2
 
+    def test_a_split_without_captions_fails_the_rule_about_images_alone(self):
+        metrics = make_metrics()
+        metrics["splits"]["test"] = metrics["splits"]["test"] | {"retrieval": {}}
+        verdict = judge(metrics, EvaluationConfig(min_region_gain=3.0))
+        assert not verdict.passed
+        assert verdict.reasons[0].startswith("max_image_loss: test has no captions")
+        assert judge(metrics, EvaluationConfig(min_region_gain=3.0, max_image_loss=1)).passed
+
     def test_the_best_plain_row_is_the_one_to_beat(self):
         verdict = judge(make_metrics(), EvaluationConfig(min_region_gain=4.0))
         assert not verdict.passed

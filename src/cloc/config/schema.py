@@ -651,7 +651,7 @@ class EvaluationConfig(Section):
     min_region_gain: Annotated[float, Field(ge=0)] = 1.0
     """Gate: CLOC's region mAcc over the best plain-CLIP row must be at least this; 0 switches this rule off."""
     max_image_loss: Share = 0.05
-    """Gate: mean image-text R@1 may be this much (absolute) below CLIP's at equal steps."""
+    """Gate: mean image-text R@1 may be this much (absolute) below CLIP's at equal steps; 1 switches this rule off."""
     promote_figure: str = "region/mAcc"
     """Registry: figure of the headline split by which one beats the champion, as in `differences` of metrics.json."""
     promote_by: Literal["interval", "value"] = "interval"

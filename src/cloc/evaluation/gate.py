@@ -62,6 +62,12 @@ def _region_gain(metrics: Mapping[str, Any], config: EvaluationConfig, candidate
 
 def _image_loss(metrics: Mapping[str, Any], config: EvaluationConfig, candidate: str) -> _Finding:
     split = metrics["headline"]["split"]
+    if candidate not in metrics["splits"][split]["retrieval"]:
+        return _Finding(
+            config.max_image_loss == 1,
+            f"max_image_loss: {split} has no captions, so that image-text retrieval is not known; evaluate on a split "
+            "that has some, or set evaluation.max_image_loss=1 to switch this rule off",
+        )
     steps = metrics["models"][candidate]["steps"]
     equal = [name for name in metrics["headline"]["baselines"] if metrics["models"][name]["steps"] == steps]
     if steps is None or not equal:

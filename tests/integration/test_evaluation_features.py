@@ -129,12 +129,14 @@ def test_a_worker_that_fails_is_one_line(tmp_path, make_dataset, folders) -> Non
 
 
 SCRIPT = """
+import signal
 import sys
 from cloc.evaluation.cache import open_cache
 from cloc.evaluation.features import Encoder, encode_split
 from cloc.evaluation.models import load_models
 from cloc.evaluation.truth import open_splits
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit that it is ignored
     split, models = open_splits(sys.argv[1], ("test",))[0], load_models({"CLOC": sys.argv[2]}, device="cpu")
     with open_cache(sys.argv[3], gigabytes=1) as kept:
         print("encoding", flush=True)

@@ -31,6 +31,7 @@ from cloc.pipeline.component import FAILURE_VARIABLE, PAGE_FILE
 from cloc.pipeline.parameters import arguments, stage_parameters
 from cloc.pipeline.summary import SUMMARY_FILE, print_summary
 from cloc.stage import fingerprint
+from cloc.tracking.store import exported
 from pipelines.cloc_pipeline import NAME, cloc_pipeline
 from pipelines.console import Console, KfpMessages
 
@@ -130,16 +131,8 @@ def _environment(folder: Path) -> Iterator[None]:
         "TRANSFORMERS_VERBOSITY": os.environ.get("TRANSFORMERS_VERBOSITY", "error"),
         FAILURE_VARIABLE: str(folder / FAILURE_FILE),
     }
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
+    with exported(values):
         yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -117,6 +118,16 @@ def test_batches_and_processes_change_nothing(tmp_path, make_dataset, folders) -
     spread = run(data, folders, tmp_path / "two", batch_size=2, workers=2)
     for name in folders:
         assert same(here[name], spread[name])
+
+
+def test_workers_load_the_version_that_a_registered_name_meant_at_the_start(tmp_path, make_dataset, folders) -> None:
+    """An alias may move meanwhile, and there may be no registry where a worker asks."""
+    split = open_splits(make_dataset(tmp_path / "data", 8), ("test",))[0]
+    (model,) = load_models({"CLOC": folders["CLOC"]}, device="cpu")
+    named = replace(model, folder="models:/cloc@champion")
+    with open_cache(str(tmp_path / "cache"), gigabytes=1) as kept:
+        found = encode_split(split, Encoder([named], kept, 3, workers=2), quarantine_limit=0.5).features(named)
+    assert same(found, run(str(tmp_path / "data"), {"CLOC": folders["CLOC"]}, tmp_path / "other")["CLOC"])
 
 
 def test_a_worker_that_fails_is_one_line(tmp_path, make_dataset, folders) -> None:

@@ -129,6 +129,13 @@ def test_classification(evaluated) -> None:
         assert scores["plain"]["top5"] == 1  # of three classes
         assert (scores["probe"]["train_items"], scores["probe"]["test_items"]) == (9, 12)
         assert scores["probe"]["top1"] == 1  # one colour a class
+    gaps = {(item["figure"], item["b"]["model"]): item for item in found["differences"]}
+    for way in ("plain", "templates", "probe"):
+        for name, blocks in found["models"].items():
+            if name != metrics["headline"]["candidate"]:
+                own = found["models"][metrics["headline"]["candidate"]]
+                gap = gaps[f"{way}/top1", name]
+                assert gap["value"] == pytest.approx(own[way]["top1"] - blocks[way]["top1"])
     assert flat["eval/classification/colours/siglip/probe_top1"] == 1
 
 

@@ -318,8 +318,8 @@ def test_what_a_version_holds(bench: Bench, models: dict[str, str]) -> None:
     [
         ({"image": "photo.jpg"}, r"row 0: image: 'photo\.jpg' is not base64; paths and addresses are not read"),
         ({"image": "https://example.org/a.jpg"}, "is not base64"),
-        ({"image": "/etc/passwd"}, "is not base64|cannot be decoded"),
-        ({"image": b"GIF89a"}, "6 bytes that cannot be decoded"),
+        ({"image": "/etc/passwd"}, "is not base64|not an image"),
+        ({"image": b"GIF89a"}, r"not an image \(jpeg, png, webp\); give the whole file"),
         ({"image": None}, "expected the bytes of an image file or their base64 text, got NoneType"),
         ({"boxes": [[0.5, 0.5, 0.2, 0.9]]}, r"row 0: boxes.* is empty"),
         ({"boxes": [[0, 0, 40, 40]]}, r"row 0: boxes"),

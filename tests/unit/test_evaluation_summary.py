@@ -57,6 +57,27 @@ class TestHeadline:
         assert [cell.best for cell in _row(metrics, "coherence AUC").cells] == [False] * 4
         assert [cell.best for cell in _row(metrics, "text→region R@1").cells] == [False] * 4
 
+    def test_classified_images_are_compared_as_pairs(self):
+        metrics = make_metrics()
+        row = "classification top-1, things"
+        assert not any(cell.best or cell.difference for cell in _row(metrics, row).cells)
+        metrics["classification"]["things"]["differences"] = [
+            {
+                "figure": f"{way}/top1",
+                "a": {"model": CLOC, "reader": ""},
+                "b": {"model": name, "reader": ""},
+                "value": -0.1,
+                "interval": [-0.2, -0.05],
+                "better": "b" if way == "templates" else "a",
+            }
+            for name in (STEPS, COMPUTE, PUBLIC)
+            for way in ("plain", "templates")
+        ]
+        cells = _row(metrics, row).cells
+        assert [cell.best for cell in cells] == [True, True, True, False]
+        assert {cell.note for cell in cells} == {"with templates"}
+        assert any(f"loses to {STEPS} on {row}" in sentence for sentence in summary.sentences(metrics))
+
     def test_the_candidate_is_best_only_against_all(self):
         metrics = make_metrics()
         for item in metrics["splits"]["test"]["differences"]:
@@ -80,7 +101,8 @@ class TestSentences:
         lost = [sentence for sentence in found if "loses" in sentence]
         assert len(lost) == 4
         assert lost[0] == (
-            f"CLOC loses to {COMPUTE} on image→text R@1: 25.0 against 33.0, −8.0 points (95 % interval −12.0 to −4.0)."  # noqa: RUF001 -- as shown
+            f"CLOC loses to {COMPUTE} on image→text R@1: 25.0 against 33.0, {summary.MINUS}8.0 points "
+            f"(95 % interval {summary.MINUS}12.0 to {summary.MINUS}4.0)."
         )
         assert found[-1] == f"Between CLOC and {STEPS}, {COMPUTE}, {PUBLIC} no difference is shown on coherence AUC."
 

@@ -7,13 +7,16 @@ colours are equal everywhere: EXIF rotation applied, colours converted to sRGB, 
 import functools
 import io
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
 
 from cloc.errors import ConfigError
+
+T = TypeVar("T")
 
 Suffix = Literal["jpg", "png", "webp"]
 Profile = Literal["none", "srgb", "converted", "broken"]
@@ -117,23 +120,47 @@ def check_image(body: bytes, *, min_side: int, max_pixels: int, reencode: bool =
     Returns:
         The image, or the reason for its quarantine in a few words.
     """
+    return _opened(
+        body,
+        lambda image: (
+            _refusal(image, min_side=min_side, max_pixels=max_pixels, reencode=reencode)
+            or _checked(image, body, reencode=reencode)
+        ),
+        formats=_FORMATS,
+    )
+
+
+def decode_untrusted(body: bytes, *, max_pixels: int) -> Image.Image | str:
+    """What a viewer shows of a jpg, png or webp (see `as_seen`), or in a few words why it cannot be used.
+
+    Args:
+        body: the file's bytes, of whatever origin.
+        max_pixels: largest width x height; judged by the header, before anything is decoded.
+    """
+    return _opened(
+        body,
+        lambda image: _refusal(image, min_side=1, max_pixels=max_pixels, reencode=False) or as_seen(image),
+        formats=tuple(_KEPT),
+    )
+
+
+def _opened(body: bytes, use: Callable[[Image.Image], T | str], *, formats: tuple[str, ...]) -> T | str:
+    """What `use` makes of a file's image, or why it cannot."""
     if not body:
         return "empty file"
     with warnings.catch_warnings():
         # Pillow warns of large images (judged here by `max_pixels`) and of odd metadata.
         warnings.simplefilter("ignore")
         try:
-            with Image.open(io.BytesIO(body), formats=_FORMATS) as image:
-                refusal = _refusal(image, min_side=min_side, max_pixels=max_pixels, reencode=reencode)
-                return refusal or _checked(image, body, reencode=reencode)
+            with Image.open(io.BytesIO(body), formats=formats) as image:
+                return use(image)
         except UnidentifiedImageError:
-            return _unidentified(body)
+            return _unidentified(body, formats)
         except Image.DecompressionBombError:
             return "too many pixels (decompression bomb)"
         except (MemoryError, ConfigError):
             raise
-        except Exception as error:
-            # Decoders meet hostile bytes with errors of any type; each means that this file cannot be decoded.
+        except Exception as error:  # decoders meet hostile bytes with errors of any type: this file cannot be decoded
             return f"cannot be decoded ({' '.join(str(error).split())[:120] or type(error).__name__})"
 
 
@@ -167,8 +194,8 @@ _SIGNATURES = {
 }
 
 
-def _unidentified(body: bytes) -> str:
-    known = ", ".join(_FORMATS).lower()
+def _unidentified(body: bytes, formats: tuple[str, ...]) -> str:
+    known = ", ".join(formats).lower()
     name = _BRANDS.get(body[8:12], "") if body[4:8] == b"ftyp" else ""
     name = name or next((name for start, name in _SIGNATURES.items() if body.startswith(start)), "")
     if not name and b"<svg" in body[:4096].lower():

@@ -37,6 +37,8 @@ INGEST_STAGE = "ingest"
 LEFT_OUT = "image: "
 LEFT_OUT_TAR = "tar: "
 
+_BOX = [(side, pa.float32()) for side in ("x1", "y1", "x2", "y2")]
+
 SCHEMAS: dict[str, pa.Schema] = {
     "captions": pa.schema([("key", pa.string()), ("text", pa.string()), ("kind", pa.string()), ("model", pa.string())]),
     # Boxes are xyxy in [0, 1] of the original image. `text` is what the region is described by in training;
@@ -44,10 +46,7 @@ SCHEMAS: dict[str, pa.Schema] = {
     "regions": pa.schema(
         [
             ("key", pa.string()),
-            ("x1", pa.float32()),
-            ("y1", pa.float32()),
-            ("x2", pa.float32()),
-            ("y2", pa.float32()),
+            *_BOX,
             ("text", pa.string()),
             ("score", pa.float32()),
             ("source", pa.string()),
@@ -75,10 +74,7 @@ SCHEMAS: dict[str, pa.Schema] = {
     "attributes": pa.schema(
         [
             ("key", pa.string()),
-            ("x1", pa.float32()),
-            ("y1", pa.float32()),
-            ("x2", pa.float32()),
-            ("y2", pa.float32()),
+            *_BOX,
             ("text", pa.string()),
             ("level", pa.string()),
             ("negatives", pa.list_(pa.string())),

@@ -10,9 +10,12 @@ from cloc.config import Config
 from cloc.evaluation import classification, linear_probe, statistics
 from cloc.evaluation.class_data import ClassSet, check_refused, open_classes
 from cloc.evaluation.class_parts import Part
+from cloc.evaluation.differences import Key, differences
 from cloc.evaluation.features import Encoder
+from cloc.evaluation.metrics import candidate_of
 from cloc.evaluation.models import EvaluatedModel
 from cloc.evaluation.scoring import probe_details
+from cloc.evaluation.statistics import Estimate
 from cloc.evaluation.tasks import ClassImages, Task
 
 
@@ -33,7 +36,11 @@ def classify(config: Config, encoder: Encoder) -> dict[str, Any]:
     templates = own or classification.TEMPLATES
     tasks = [*_tasks(found.name, found.test), *(_tasks(found.name, found.train) if found.train else ())]
     encoder.ensure(tasks, what=found.name)
-    scores = {model.name: _score(found, model, encoder, templates, config) for model in encoder.models}
+    scores: dict[str, Any] = {}
+    estimates: dict[Key, Estimate] = {}
+    for model in encoder.models:
+        scores[model.name], figures = _score(found, model, encoder, templates, config)
+        estimates |= {(path, model.name, ""): estimate for path, estimate in figures.items()}
     body = {
         "data": found.url,
         "digest": found.digest,
@@ -41,6 +48,7 @@ def classify(config: Config, encoder: Encoder) -> dict[str, Any]:
         "classes": len(found.classes),
         "templates": list(templates),
         "models": scores,
+        "differences": differences(estimates, candidate=candidate_of(encoder.models)),
     }
     return {found.name: body}
 
@@ -52,14 +60,17 @@ def _tasks(name: str, part: Part) -> Iterator[Task]:
 
 def _score(
     found: ClassSet, model: EvaluatedModel, encoder: Encoder, templates: tuple[str, ...], config: Config
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], dict[str, Estimate]]:
+    """A model's part, and its figures by path ("plain/top1")."""
     images_NE, labels_N, refused = _features(found.name, found.test, model, encoder)
     check_refused(found, refused, limit=config.data.quarantine_limit)
     draws_SN = statistics.draws(len(labels_N))
     blocks: dict[str, Any] = {}
+    figures: dict[str, Estimate] = {}
     for way, filled in (("plain", classification.PLAIN), ("templates", templates)):
         classes_CE = classification.embed_classes(found.classes, filled, lambda texts: encoder.texts(model, texts))
         scores = classification.score(images_NE, classes_CE, labels_N, classes=found.classes, draws_SN=draws_SN)
+        figures |= {f"{way}/{name}": estimate for name, estimate in scores.figures.items()}
         blocks[way] = {
             **statistics.scores(scores.figures),
             "classes": scores.classes,
@@ -77,8 +88,9 @@ def _score(
             classes=found.classes,
             draws_SN=draws_SN,
         )
+        figures |= {f"probe/{name}": estimate for name, estimate in probe.figures.items()}
         blocks["probe"] = {**statistics.scores(probe.figures), **probe_details(probe)}
-    return blocks
+    return blocks, figures
 
 
 def _features(

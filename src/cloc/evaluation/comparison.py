@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from cloc.evaluation.differences import higher_is_better
 from cloc.evaluation.promotion import Measured, estimate
 from cloc.evaluation.statistics import difference
 from cloc.evaluation.summary import FIGURES, Found, figure
@@ -183,6 +184,6 @@ def _gap(first: Measured | None, part: Measured | None, split: str, path: str) -
         return Gap(a.value - b.value, note="another evaluation set")
     if not len(a.samples_S) or len(a.samples_S) != len(b.samples_S):
         return Gap(a.value - b.value, note="resamples were not kept")
-    told = difference(a, b)
+    told = difference(a, b, higher_is_better=higher_is_better(path))
     better = {"a": "this", "b": "first", "": ""}[told.better]
     return Gap(told.value, (told.interval.low, told.interval.high), better)

@@ -5,7 +5,8 @@
                     `grounding` and `coherence` by model, `differences` of the candidate and every other model, `leaked`
                     (images that occur in the training split; null where nobody knows). What a split has no truth for
                     is absent.
-    classification  by set: its digest, and figures by model with plain names, with templates, by a linear probe
+    classification  by set: its digest, figures by model with plain names, with templates, by a linear probe, and
+                    `differences` as in a split
     headline        the split, the candidate and the baselines that the summary and the gate look at
     models          by name: how each was trained (null where that is not known), and the hash of its weights
     protocols       the version of each protocol

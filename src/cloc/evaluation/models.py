@@ -51,7 +51,8 @@ class EvaluatedModel:
 
     Attributes:
         name: of its row.
-        folder: the folder, hub id or registered model that it was loaded from.
+        folder: the folder, hub id or registered model that was named.
+        source: what it was loaded from: of a registered model the folder of the version that the name meant then.
         training: see `read_training` and `public_training`.
         digest: sha256 of its weights.
         readers: ways to read regions that are asked for, of those that its objective trained and that any CLIP has.
@@ -59,6 +60,7 @@ class EvaluatedModel:
 
     name: str
     folder: str
+    source: str
     training: Mapping[str, Any]
     digest: str
     readers: tuple[Reader, ...]
@@ -190,6 +192,7 @@ def _load(name: str, folder: str, device: torch.device) -> EvaluatedModel:
     return EvaluatedModel(
         name=name,
         folder=str(folder),
+        source=source,
         training=training,
         digest=weights_digest(source),
         readers=tuple(readers),

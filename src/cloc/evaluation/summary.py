@@ -170,9 +170,9 @@ def figure(metrics: Mapping[str, Any], *, split: str, model: str, path: str) -> 
     return Found(float(scores[key]), (low, high), str(row["reader"]) if row else "")
 
 
-def differences(metrics: Mapping[str, Any], split: str) -> dict[tuple[str, str], Difference]:
-    """The paired differences of a split by (figure, other model); empty where none were computed."""
-    found = [_difference(item) for item in metrics["splits"][split].get("differences", ()) if known(item)]
+def differences(scores: Mapping[str, Any]) -> dict[tuple[str, str], Difference]:
+    """The paired differences of a split, or of a classification set, by (figure, other model); empty without any."""
+    found = [_difference(item) for item in scores.get("differences", ()) if known(item)]
     return {(item.figure, item.other): item for item in found}
 
 
@@ -206,37 +206,55 @@ def _amounts(metrics: Mapping[str, Any], label: str, key: str) -> Row:
 
 def figure_row(metrics: Mapping[str, Any], split: str, path: str, label: str) -> Row:
     """A figure of all models, and what the differences say of it."""
-    gaps, candidate = differences(metrics, split), metrics["headline"]["candidate"]
     found = {model: figure(metrics, split=split, model=model, path=path) for model in metrics["models"]}
-    others = [gaps.get((path, model)) for model, item in found.items() if item and model != candidate]
+    notes = {model: reader_name(item.reader) for model, item in found.items() if item and item.reader}
+    gaps = differences(metrics["splits"][split])
+    return _row(label, found, notes, {model: gaps.get((path, model)) for model in found}, metrics)
+
+
+def _row(
+    label: str,
+    found: Mapping[str, Found | None],
+    notes: Mapping[str, str],
+    gaps: Mapping[str, Difference | None],
+    metrics: Mapping[str, Any],
+) -> Row:
+    """A figure's cells by model; bold where it is shown to be best."""
+    candidate = metrics["headline"]["candidate"]
+    others = [gaps[model] for model, item in found.items() if item and model != candidate]
     cells = []
     for model, item in found.items():
         if item is None:
             cells.append(NONE)
             continue
-        gap = gaps.get((path, model))
+        gap = gaps[model]
         shown = [other is not None and other.better == "a" for other in others]
         best = bool(shown) and all(shown) if model == candidate else gap is not None and gap.better == "b"
-        note = reader_name(item.reader) if item.reader else ""
-        cells.append(Cell(f"{100 * item.value:.1f}", item.value, item.interval, note, best, gap))
+        cells.append(Cell(f"{100 * item.value:.1f}", item.value, item.interval, notes.get(model, ""), best, gap))
     return Row(label, tuple(cells))
+
+
+_WAYS = {"templates": "with templates", "plain": "plain names"}
 
 
 def _classifications(metrics: Mapping[str, Any]) -> Iterator[Row]:
     """Top-1 on each set of classified images, with templates where they were used."""
-    for name, found in metrics.get("classification", {}).items():
-        cells = []
+    for name, scores in metrics.get("classification", {}).items():
+        blocks = scores["models"]
+        way = next((way for way in _WAYS if any(block.get(way) for block in blocks.values())), "plain")
+        found: dict[str, Found | None] = {}
         for model in metrics["models"]:
-            ways = found["models"].get(model, {})
-            way = next((way for way in ("templates", "plain") if ways.get(way)), "")
-            value = ways[way].get("top1") if way else None
-            if value is None:
-                cells.append(NONE)
-            else:
-                low, high = ways[way]["interval"]["top1"]
-                note = "with templates" if way == "templates" else "plain names"
-                cells.append(Cell(f"{100 * value:.1f}", value, (low, high), note))
-        yield Row(f"classification top-1, {name}", tuple(cells))
+            block = blocks.get(model, {}).get(way)
+            found[model] = Found(block["top1"], tuple(block["interval"]["top1"]), "") if block else None
+        gaps = differences(scores)
+        notes = dict.fromkeys(found, _WAYS[way])
+        yield _row(
+            f"classification top-1, {name}",
+            found,
+            notes,
+            {model: gaps.get((f"{way}/top1", model)) for model in found},
+            metrics,
+        )
 
 
 def sentences(metrics: Mapping[str, Any]) -> list[str]:
@@ -263,7 +281,7 @@ def brief(metrics: Mapping[str, Any]) -> str:
 def _gains(metrics: Mapping[str, Any], candidate: str) -> Iterator[str]:
     first = metrics["headline"]["split"]
     own = figure(metrics, split=first, model=candidate, path="region/mAcc")
-    gaps = differences(metrics, first)
+    gaps = differences(metrics["splits"][first])
     for baseline in metrics["headline"]["baselines"]:
         other = figure(metrics, split=first, model=baseline, path="region/mAcc")
         if own is None or other is None:

@@ -235,7 +235,7 @@ def decimal(number: float, digits: int, *, sign: str = "") -> str:
 def _differences(metrics: Mapping[str, Any]) -> Sheet:
     """The candidate less each other model, on every figure."""
     rows = []
-    for split, scores in metrics["splits"].items():
+    for split, scores in (*metrics["splits"].items(), *metrics.get("classification", {}).items()):
         for item in scores.get("differences", ()):
             if not known(item):
                 continue

@@ -120,7 +120,7 @@ class _Setup:
     """What a worker is given when it begins.
 
     Attributes:
-        folders, readers: of the models.
+        sources, readers: of the models.
         cache: its URL.
         batch_size: images a batch.
         threads: of a worker.
@@ -128,7 +128,7 @@ class _Setup:
         begun: workers that have begun; images: that are done.
     """
 
-    folders: Mapping[str, str]
+    sources: Mapping[str, str]
     readers: Sequence[str]
     cache: str
     batch_size: int
@@ -141,7 +141,7 @@ class _Setup:
     def of(cls, models: Sequence[EvaluatedModel], cache: FeatureCache, *, batch_size: int, processes: int) -> "_Setup":
         context = multiprocessing.get_context("spawn")
         return cls(
-            folders={model.name: model.folder for model in models},
+            sources={model.name: model.source for model in models},
             readers=sorted({reader for model in models for reader in model.readers}),
             cache=cache.url,
             batch_size=batch_size,
@@ -177,7 +177,7 @@ def _work(item: Work) -> None:
             number = setup.begun.value
             setup.begun.value += 1
         device = f"cuda:{number % torch.cuda.device_count()}" if setup.device == "cuda" else "cpu"
-        loaded = load_models(setup.folders, device=device, readers=setup.readers)
+        loaded = load_models(setup.sources, device=device, readers=setup.readers)
         _WORKER.models = {model.name: model for model in loaded}
 
     def tell(images: int) -> None:

@@ -30,7 +30,21 @@ HEIGHTS = (
     ("cli",),
 )
 STAGE_PARTS = HEIGHTS[2]
-HEAVY = ("torch", "transformers", "great_expectations", "pandas", "mlflow", "kfp", "peft", "pyarrow", "boto3", "torchx")
+HEAVY = (
+    "torch",
+    "transformers",
+    "great_expectations",
+    "pandas",
+    "mlflow",
+    "kfp",
+    "peft",
+    "pyarrow",
+    "boto3",
+    "torchx",
+    "sklearn",
+    "scipy",
+    "matplotlib",
+)
 # Pure modules of a stage's part that others may read: what they show is that stage's result.
 SHARED = {"cloc.evaluation.summary"}
 
@@ -123,7 +137,11 @@ def test_component_readme_names_all(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], *([verb, "--help"] for verb in ("run", "ablate", "export", "pretrain", "config"))]
+    "arguments",
+    [
+        ["--help"],
+        *([verb, "--help"] for verb in ("run", "ablate", "export", "pretrain", "config", "evaluate", "compare")),
+    ],
 )
 def test_help_is_light(arguments: list[str]) -> None:
     script = (

@@ -3,8 +3,8 @@
 import hashlib
 import time
 from collections.abc import Iterable, Mapping
-from concurrent.futures import as_completed
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ import pyarrow as pa
 from cloc.data import tables
 from cloc.data.dataset import Dataset
 from cloc.data.images import CheckedImage, check_image
-from cloc.data.processes import processes_of, worker_pool
+from cloc.data.processes import in_order, processes_of
 from cloc.data.schema import Manifest, Shard
 from cloc.data.storage import Storage, open_storage
 from cloc.errors import DataError
@@ -106,26 +106,19 @@ def ensure(dataset: Dataset, *, processes: int) -> MadeFingerprints:
     todo = missing(dataset)
     undecodable = 0
     started = printed = time.monotonic()
-    for done, count in enumerate(_make_all(dataset, todo, processes=processes), start=1):
+    made = in_order(
+        partial(_make, dataset.images.url),
+        todo,
+        processes=processes_of(processes),
+        what="fingerprints",
+        setting="data.processes",
+    )
+    for done, count in enumerate(made, start=1):
         undecodable += count
         if time.monotonic() - printed >= _PROGRESS_S or done == len(todo):
             printed = time.monotonic()
             print(f"fingerprints: {done} of {len(todo)} shards after {printed - started:.0f} s", flush=True)
     return MadeFingerprints(shards=len(todo), undecodable=undecodable)
-
-
-def _make_all(dataset: Dataset, todo: list[Shard], *, processes: int) -> Iterable[int]:
-    workers = min(processes_of(processes), len(todo))
-    if workers <= 1:
-        yield from (_make(dataset.images.url, shard) for shard in todo)
-        return
-    with worker_pool(workers) as pool:
-        try:
-            for future in as_completed([pool.submit(_make, dataset.images.url, shard) for shard in todo]):
-                yield future.result()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
 
 
 def _make(url: str, shard: Shard) -> int:

@@ -4,7 +4,18 @@ import multiprocessing
 import os
 import signal
 import threading
-from concurrent.futures import ProcessPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any, TypeVar
+
+from cloc.errors import ClocError
+
+_AHEAD = 2  # items a process that are given out before they are asked for
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 def processes_of(setting: int) -> int:
@@ -12,9 +23,59 @@ def processes_of(setting: int) -> int:
     return setting or len(os.sched_getaffinity(0))
 
 
-def worker_pool(processes: int) -> ProcessPoolExecutor:
-    """A pool of fresh processes: a fork would copy the caller's threads and locks in the middle of their work."""
-    return ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn"), initializer=start_worker)
+def worker_pool(
+    processes: int, *, begin: Callable[..., None] | None = None, given: tuple[Any, ...] = ()
+) -> ProcessPoolExecutor:
+    """A pool of fresh processes: a fork would copy the caller's threads and locks in the middle of their work.
+
+    Args:
+        processes: how many at most.
+        begin: what each calls before its first work, with what it is `given`.
+    """
+    context = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(processes, mp_context=context, initializer=_start, initargs=(begin, given))
+
+
+def in_order(work: Callable[[T], R], items: Sequence[T], *, processes: int, what: str, setting: str) -> Iterator[R]:
+    """Results of items in their order, by several processes where there are several items; few are under way at once,
+    so that results do not pile up.
+
+    Args:
+        work: what is done with an item, by a process that knows nothing else.
+        items: what to do.
+        processes: how many at most; 1 works in this one.
+        what: the stage, for errors.
+        setting: that says how many processes.
+
+    Raises:
+        ClocError: a process died.
+    """
+    workers = min(processes, len(items))
+    if workers <= 1:
+        yield from map(work, items)
+        return
+    waiting: deque[Future[R]] = deque()
+    with worker_pool(workers) as pool:
+        try:
+            for item in items:
+                waiting.append(pool.submit(work, item))
+                if len(waiting) >= _AHEAD * workers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        except BrokenProcessPool:
+            raise ClocError(
+                f"{what}: a process died (killed, perhaps for want of memory); set {setting} lower and run again"
+            ) from None
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def _start(begin: Callable[..., None] | None, given: tuple[Any, ...]) -> None:
+    start_worker()
+    if begin is not None:
+        begin(*given)
 
 
 def start_worker() -> None:

@@ -8,14 +8,14 @@ import multiprocessing
 import os
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from cloc.data.processes import start_worker
+from cloc.data.processes import worker_pool
 from cloc.errors import ClocError
 from cloc.evaluation.cache import FeatureCache
 from cloc.evaluation.encoding import encode, encoders
@@ -164,7 +164,6 @@ _WORKER = _Worker()
 
 
 def _begin(setup: _Setup) -> None:
-    start_worker()
     os.environ["OMP_NUM_THREADS"] = "1"
     _WORKER.setup = setup
 
@@ -191,8 +190,7 @@ def _work(item: Work) -> None:
 
 def _in_processes(work: Sequence[Work], setup: _Setup, processes: int, progress: Progress) -> None:
     before, told = set(multiprocessing.active_children()), 0
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, mp_context=context, initializer=_begin, initargs=(setup,)) as pool:
+    with worker_pool(processes, begin=_begin, given=(setup,)) as pool:
         try:
             pending: set[Future[None]] = {pool.submit(_work, item) for item in work}
             while pending:

@@ -10,21 +10,17 @@ share the work: each checks its own blocks, and the pass that judges finds all o
 import json
 import sys
 import time
-from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from cloc.config import Config
 from cloc.data import tables
 from cloc.data.dataset import Dataset
-from cloc.data.processes import processes_of, worker_pool
+from cloc.data.processes import in_order, processes_of
 from cloc.data.schema import Manifest, Shard, Table
 from cloc.data.selection import ALL, Selection
 from cloc.data.storage import Storage, open_storage
-from cloc.errors import ClocError
 from cloc.stage import fingerprint
 from cloc.validation.engine import Engine
 from cloc.validation.frames import load_shard
@@ -40,7 +36,6 @@ _SPEED = {"processes", "decode_threads"}  # settings that change how fast it goe
 _BLOCK_IMAGES = 10_000
 _SAMPLES = 6
 _PROGRESS_SECONDS = 5.0
-_AHEAD = 2  # blocks a process that are given out before they are asked for
 
 
 @dataclass
@@ -143,10 +138,9 @@ def check_shards(config: Config, dataset: Dataset, *, kept: str = "", selection:
         ClocError: a process died.
     """
     blocks = selection.of(_blocks(config, dataset, kept=kept))
-    wanted = processes_of(config.validation.processes)
-    processes = min(wanted, len(blocks))
+    processes = processes_of(config.validation.processes)
     found = Pass.empty(config)
-    parts = _in_processes(blocks, processes) if processes > 1 else map(check_block, blocks)
+    parts = in_order(check_block, blocks, processes=processes, what="validation", setting="validation.processes")
     progress = _Progress(dataset.manifest.images)
     for block, part in zip(blocks, parts, strict=True):
         found.sums.merge(part.sums)
@@ -199,26 +193,6 @@ def _blocks(config: Config, dataset: Dataset, *, kept: str) -> list[Block]:
         groups[-1].append(shard)
     places = (dataset.images.url, dataset.captions.url, dataset.regions.url)
     return [Block(config, *places, kept, tuple(group)) for group in groups]
-
-
-def _in_processes(blocks: Sequence[Block], processes: int) -> Iterator[Pass]:
-    """The blocks' results in order; few blocks are under way at once, so that results do not pile up."""
-    waiting: deque[Future[Pass]] = deque()
-    with worker_pool(processes) as pool:
-        try:
-            for block in blocks:
-                waiting.append(pool.submit(check_block, block))
-                if len(waiting) >= _AHEAD * processes:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        except BrokenProcessPool:
-            raise ClocError(
-                "validation: a process died (killed, perhaps for want of memory); set validation.processes lower"
-            ) from None
-        finally:
-            for future in waiting:
-                future.cancel()
 
 
 class _Progress:

@@ -5,14 +5,14 @@ the first shard without its table, and one with the same files writes nothing.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cloc.config import Config
 from cloc.data.attributes.files import digest_of, read_questions
 from cloc.data.attributes.shard import Answer, Task, two_keys
 from cloc.data.dataset import Dataset
-from cloc.data.processes import processes_of, worker_pool
+from cloc.data.processes import in_order, processes_of
 from cloc.errors import DataError
 from cloc.stage import StageResult
 
@@ -55,7 +55,8 @@ def run(config: Config, *, inputs: Inputs, outputs: Outputs) -> StageResult:
     dataset, digest = Dataset.open(outputs.data), digest_of(files)
     asked = read_questions(files, digest)
     tasks = [Task(dataset.images.url, shard, files, digest) for shard in dataset.manifest.shards]
-    answers = list(_make_all(tasks, processes=processes_of(config.data.processes)))
+    processes = processes_of(config.data.processes)
+    answers = list(in_order(Task.make, tasks, processes=processes, what=STAGE, setting="data.processes"))
     keys = _keys(answers)
     lacking = [name for name in asked.images if name not in keys]
     if not keys:
@@ -84,19 +85,6 @@ def run(config: Config, *, inputs: Inputs, outputs: Outputs) -> StageResult:
 def _listed(names: Sequence[str]) -> str:
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
     return ", ".join(map(repr, names[:_NAMED])) + more
-
-
-def _make_all(tasks: list[Task], *, processes: int) -> Iterator[Answer]:
-    workers = min(processes, len(tasks))
-    if workers <= 1:
-        yield from (task.make() for task in tasks)
-        return
-    with worker_pool(workers) as pool:
-        try:
-            yield from pool.map(Task.make, tasks)
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
 
 
 def _keys(answers: Sequence[Answer]) -> dict[str, str]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 from PIL import Image
 
@@ -28,6 +29,12 @@ os.environ["CLOC_CACHE"] = "none"  # tests of the cache name one of their own
 COLORS = {"red": (220, 40, 40), "green": (40, 180, 60), "blue": (50, 70, 220), "yellow": (230, 210, 50)}
 THINGS = ("box", "ball", "key", "apple")
 SIZES = ((64, 48), (48, 64), (56, 56))
+
+
+def children(of: psutil.Process | None = None, *, recursive: bool = False) -> list[psutil.Process]:
+    """A process's children, without the one that multiprocessing keeps for itself as long as its parent lives."""
+    every = (of or psutil.Process()).children(recursive=recursive)
+    return [child for child in every if "multiprocessing.resource_tracker" not in " ".join(child.cmdline())]
 
 
 def write_dataset(

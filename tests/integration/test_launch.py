@@ -25,7 +25,7 @@ from cloc.training import stage
 from cloc.training.agent import Part, run
 from cloc.training.launch import run_app, training_app
 from cloc.training.preemption import PREEMPTED, Stopped
-from tests.conftest import write_dataset
+from tests.conftest import children, write_dataset
 from tests.integration.test_training import TINY
 from tests.s3_server import needs_server, serving_s3, use_endpoint
 
@@ -107,11 +107,11 @@ def test_sigterm_gives_ranks_the_time_that_they_need(tmp_path: Path, monkeypatch
         for _ in range(2):  # a scheduler may tell more than once
             os.kill(os.getpid(), signal.SIGTERM)
 
-    teller = when(lambda: len(psutil.Process().children()) >= 2, tell)
+    teller = when(lambda: len(children()) >= 2, tell)
     assert run(part(2, what, grace=60)) == PREEMPTED
     teller.join()
     assert all(file.exists() for file in files)
-    assert not psutil.Process().children()
+    assert not children()
 
 
 def test_a_rank_that_does_not_save_in_time_is_killed(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -119,10 +119,10 @@ def test_a_rank_that_does_not_save_in_time_is_killed(tmp_path: Path, capfd: pyte
         time.sleep(1.0)
         os.kill(os.getpid(), signal.SIGTERM)
 
-    when(lambda: bool(psutil.Process().children()), tell)
+    when(lambda: bool(children()), tell)
     assert run(part(1, {"0": [["save", 60, str(tmp_path / "0")]]}, grace=1)) == PREEMPTED
     assert "did not save within 1 seconds" in capfd.readouterr().err.splitlines()[-1]
-    assert not psutil.Process().children()
+    assert not children()
 
 
 def test_two_machines_find_each_other_and_a_taken_port_is_one_line() -> None:
@@ -225,7 +225,7 @@ def test_an_order_to_stop_waits_for_the_save_and_is_no_retry(
     assert (tmp_path / "saved").exists()
     assert "saved" in capfd.readouterr().out
     assert attempts(tmp_path) == 1
-    assert not psutil.Process().children()
+    assert not children()
     if error is Stopped:
         assert str(caught.value).startswith("told to stop by SIGTERM: its ranks saved")
         assert caught.value.exit_code == PREEMPTED
@@ -244,7 +244,7 @@ def test_a_second_interrupt_ends_at_once(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         run_app(script(tmp_path, SLOW.format(seconds=300), config), config, log_dir=log)
     assert not (tmp_path / "saved").exists()
-    assert not psutil.Process().children()
+    assert not children()
 
 
 # All of it
@@ -306,7 +306,7 @@ def test_a_terminated_training_saves_ends_with_75_and_leaves_nobody(tmp_path: Pa
         return metrics.exists() and len(metrics.read_text().splitlines()) > 2
 
     def terminate() -> None:
-        family.extend(psutil.Process().children(recursive=True))
+        family.extend(children(recursive=True))
         os.kill(os.getpid(), signal.SIGTERM)
 
     when(trains, terminate)

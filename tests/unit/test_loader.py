@@ -28,6 +28,7 @@ from cloc.data.loader import LoaderSettings, TrainLoader
 from cloc.data.prefetch import prefetched
 from cloc.data.tables import write_table
 from cloc.errors import DataError
+from tests.conftest import children
 
 SETTINGS = LoaderSettings(image_size=32, batch_size=4, max_regions=3, alt_text_share=0.5, seed=0, buffer=6)
 AUGMENTED = AugmentationConfig(min_crop_area=0.5, flip=0.5, color_jitter=0.2)
@@ -335,7 +336,7 @@ def test_workers_give_the_same_stream_and_go_on_with_another_number_of_them(thin
     resumed = loader(thin, augmentation=AUGMENTED, workers=1)
     resumed.load_state_dict(whole[4].state)
     assert_equal(taken(resumed, 4), whole[5:])
-    assert not [each for each in psutil.Process().children() if "spawn_main" in " ".join(each.cmdline())]
+    assert not children()
 
 
 def test_a_worker_names_the_image_that_cannot_be_decoded(tmp_path: Path, make_dataset) -> None:
@@ -350,14 +351,10 @@ def test_a_defect_in_a_worker_comes_with_its_traceback(data: str) -> None:
         taken(own, 1)
 
 
-def workers_of(process: psutil.Process) -> list[psutil.Process]:
-    return [each for each in process.children(recursive=True) if "spawn_main" in " ".join(each.cmdline())]
-
-
 def test_a_worker_that_is_killed_is_one_line(data: str) -> None:
     with closing(loader(data, workers=1).batches()) as batches:
         next(batches)
-        (worker,) = workers_of(psutil.Process())
+        (worker,) = children()
         worker.send_signal(signal.SIGKILL)
         with pytest.raises(DataError, match=r"train\.workers: a process that decodes died \(signal 9") as caught:
             for _ in batches:
@@ -379,7 +376,7 @@ def test_workers_end_with_their_parent(data: str) -> None:
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"ready\n"
-        (worker,) = workers_of(psutil.Process(process.pid))
+        (worker,) = children(psutil.Process(process.pid))
         process.kill()
         worker.wait(timeout=10)
 

@@ -14,6 +14,9 @@ from cloc.boxes import BoxesXYXY
 IMAGE_TOKEN = "<image>"  # noqa: S105 (LLaVA's placeholder)
 REGION_TOKEN = "<region>"  # noqa: S105 (a placeholder, too)
 
+NONE = "there is none"
+"""What is answered where the box of something is asked for that is not there."""
+
 
 class Task(StrEnum):
     """What a conversation asks for."""

@@ -27,6 +27,7 @@ _VERBS = {
     "register": ("cloc.cli.stages", "register"),
     "compare": ("cloc.cli.compare", "compare"),
     "tune": ("cloc.cli.stages", "tune"),
+    "answers": ("cloc.cli.answers", "answers"),
     "export": ("cloc.cli.export", "export"),
     "run": ("cloc.cli.pipeline", "run"),
     "ablate": ("cloc.cli.ablate", "ablate"),

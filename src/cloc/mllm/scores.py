@@ -41,6 +41,10 @@ def _value(item: Prediction) -> float:
     return item.value
 
 
+def _invented(item: Prediction) -> float:
+    return 1 - item.value
+
+
 def _unparsed(item: Prediction) -> float:
     return float(not item.parsed)
 
@@ -98,7 +102,7 @@ class Row:
             raise ConfigError(f"{self.name}: no answers to compare")
         if any([_identity(item) for item in run] != self.questions for run in self.runs):
             raise ConfigError(
-                f"{self.name}: its seeds were asked different questions; tune them with the same settings"
+                f"{self.name}: its seeds were asked different questions; tune them alike"
             )
 
 

@@ -178,7 +178,7 @@ def test_labels_are_on_the_answers_alone(adapter):
         labelled = [pack.labels[place] for place in own if pack.labels[place] != IGNORED]
         assert labelled == [*adapter.tokenizer(turn.answer)["input_ids"], adapter.tokenizer.eos_token_id]
         assert labelled == [pack.ids[place] for place in own[-len(labelled) :]]  # the end of the question, no gap
-        assert chat.prompt(turn, key="a") == chat.before + [pack.ids[place] for place in own[: -len(labelled)]]
+        assert chat.prompt(turn, key="a").ids == chat.before + [pack.ids[place] for place in own[: -len(labelled)]]
     assert sum(label != IGNORED for label in pack.labels) == 3 + 7
     assert pack.ids.count(chat.image_id) == 17
     assert chat.answer([*adapter.tokenizer("red key")["input_ids"], chat.end_id, 9]) == "red key"
@@ -304,7 +304,7 @@ def test_saved_adapter_loads_with_plain_transformers(adapter, tmp_path):
     assert not list(tmp_path.rglob("*.bin"))
     plain = LlavaForConditionalGeneration.from_pretrained(tmp_path)
     chat = chat_of(adapter)
-    ids, pixels = torch.tensor([chat.prompt(a_turn(), key="a")]), torch.randn(1, 3, 64, 64)
+    ids, pixels = torch.tensor([chat.prompt(a_turn(), key="a").ids]), torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         expected = adapter.model(input_ids=ids, pixel_values=pixels).logits
         for loaded in (plain, model.load_adapter(tmp_path).model):
@@ -347,7 +347,7 @@ def test_a_named_language_model_gets_projector_and_lora(encoder, language_model,
     )
     model.save_adapter(adapter, tmp_path / "out", about={})
     assert (tmp_path / "out" / "lora" / "adapter_model.safetensors").exists() == bool(rank)
-    ids, pixels = torch.tensor([chat_of(adapter).prompt(a_turn(), key="a")]), torch.randn(1, 3, 64, 64)
+    ids, pixels = torch.tensor([chat_of(adapter).prompt(a_turn(), key="a").ids]), torch.randn(1, 3, 64, 64)
     fresh = model.name_adapter(encoder, config, device=CPU)
     with torch.no_grad():
         expected = adapter.model(input_ids=ids, pixel_values=pixels).logits

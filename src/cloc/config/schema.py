@@ -17,6 +17,7 @@ Names = Annotated[tuple[str, ...], Field(strict=False)]
 RegionReaders = Annotated[
     tuple[Literal["crop", "roi_align", "masked", "prompter", "region_head"], ...], Field(strict=False)
 ]
+RegionSamplerKind = Literal["none", "prompter", "roi_align"]
 
 
 class ScenesConfig(Section):
@@ -695,6 +696,8 @@ class AdapterConfig(Section):
     decoder: DecoderConfig = DecoderConfig()
     lora_rank: NonNegative = 16
     """Rank of LoRA on a named language model; 0 trains the projector only. A made one is trained whole."""
+    region_sampler: RegionSamplerKind = "none"
+    """What stands for a region behind its box: nothing, the encoder's Prompter, or the mean of the tokens under it."""
     steps: Positive = 2000
     """Optimiser steps."""
     batch_size: Positive = 32

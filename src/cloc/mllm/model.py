@@ -1,47 +1,32 @@
-"""The LLaVA-style model: a frozen CLIP or CLOC vision tower, a projector, a causal language model.
+"""The LLaVA-style model: a CLIP, SigLIP or CLOC vision tower, a projector, a region sampler, a causal language model.
 
-    adapter = load_adapter("adapter")          # what the stage wrote
-    adapter.model                              # transformers' LlavaForConditionalGeneration
+    adapter = make_adapter(encoder, tokenizer, config.decoder, seed=0)     # or name_adapter: a named language model
+    features_BND = adapter.features(pixels_BSS3)                           # once an image, however often it is asked
+    loss, answer_tokens = adapter.answer_loss(batch, features_BND)
+    adapter.model                                                          # transformers' LlavaForConditionalGeneration
 
-Two forms on disk:
-    decoder made from its config   the whole model: `LlavaForConditionalGeneration.from_pretrained(folder)`
-    a named language model         vision_tower/, projector.safetensors, lora/ (peft), and adapter.json, which names it
-Both hold the tokenizer and adapter.json.
+`saving` writes and reads it, `answering` asks it.
+Shapes: B images, L tokens of a row, N spatial tokens, W their width, D decoder width, K regions of a batch, A answer
+tokens of a batch, V words, S side of the network input in pixels.
 """
 
-import json
-import math
+import importlib
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    CLIPImageProcessorPil,
-    CLIPVisionModel,
-    LlamaConfig,
-    LlamaForCausalLM,
-    LlavaConfig,
-    LlavaForConditionalGeneration,
-    PreTrainedConfig,
-)
-from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
+from torch.nn import functional as F
 
-from cloc.config.schema import AdapterConfig, DecoderConfig
-from cloc.data.transforms import PIXEL_MEAN, PIXEL_STD
-from cloc.errors import ConfigError
-from cloc.mllm.chat import IMAGE_TOKEN
-from cloc.mllm.tokenizer import number_ids
-from cloc.model.factory import quiet
+from cloc.mllm.chat import IGNORED, ChatBatch, ChatFormat, attention_mask
+from cloc.mllm.conversation import IMAGE_TOKEN, REGION_TOKEN
+from cloc.mllm.sampler import RegionSampler
+from cloc.model.processing import normalize
 
-ADAPTER_FILE = "adapter.json"
-_TOWER, _PROJECTOR, _LORA = "vision_tower", "projector.safetensors", "lora"
-_WORD_STD = 0.5  # words start as large as the image's tokens
-_ATTENTION = r".*language_model\..*\.(q_proj|k_proj|v_proj|o_proj)"
+Stage = Literal["align", "tune"]
+# Parts of a tower that its spatial tokens do not pass through.
+_BEHIND = ("post_layernorm.", "head.")
 
 
 @dataclass(frozen=True)
@@ -49,16 +34,22 @@ class Adapter:
     """A model that answers about images.
 
     Attributes:
-        model: the whole model; LoRA layers, where there are any, sit inside it.
-        tokenizer: of the decoder, with the image token and a chat template.
+        model: the whole model but for the region sampler; LoRA layers, where there are any, sit inside it.
+        tokenizer: of the decoder, with the image token and a chat template; with a region token where there is a
+            region sampler.
+        pixel_mean, pixel_std: how the tower's pixels are normalised, of RGB in [0, 1].
         language_model: the named language model; "" for one made from its config.
         lora: peft's wrapper around `model`, which saves and loads the LoRA layers; None without them.
+        sampler: what stands for regions; None without region tokens.
     """
 
     model: Any
     tokenizer: Any
+    pixel_mean: Sequence[float]
+    pixel_std: Sequence[float]
     language_model: str = ""
     lora: Any = None
+    sampler: RegionSampler | None = None
 
     @property
     def image_size(self) -> int:
@@ -67,7 +58,7 @@ class Adapter:
 
     @property
     def image_tokens(self) -> int:
-        """Tokens that an image takes: [CLS] and one a patch."""
+        """Tokens that an image takes: one a patch, and [CLS] where the tower has one."""
         return int(self.model.config.image_seq_length)
 
     @property
@@ -80,190 +71,175 @@ class Adapter:
         """What to call the decoder in messages."""
         return self.language_model or "the made decoder"
 
-    def trainable(self) -> list[nn.Parameter]:
-        """What tuning changes."""
-        return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+    @property
+    def device(self) -> torch.device:
+        """Where it is."""
+        device: torch.device = self.model.device
+        return device
 
+    @property
+    def tower(self) -> nn.Module:
+        """The vision tower."""
+        tower: nn.Module = self.model.model.vision_tower
+        return tower
 
-def load_tower(encoder: str | Path) -> CLIPVisionModel:
-    """The vision tower of a CLIP or CLOC model folder, frozen. Raises ConfigError when there is none.
+    @property
+    def decoder(self) -> nn.Module:
+        """The language model without its output layer."""
+        decoder: nn.Module = self.model.model.language_model
+        return decoder
 
-    SigLIP's towers are refused: their pixels, tokens and layers differ, and nothing here has been measured with them.
-    """
-    try:
-        family = PreTrainedConfig.get_config_dict(str(encoder))[0].get("model_type")
-        if family not in ("clip", "clip_vision_model"):
-            raise ConfigError(f"{encoder}: the adapter takes a CLIP vision tower, this is of the type {family!r}")
-        with quiet():  # the folder holds text encoder and Prompter too
-            tower = CLIPVisionModel.from_pretrained(str(encoder), attn_implementation="eager", dtype=torch.float32)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"no CLIP or CLOC model in {encoder}: {str(error).splitlines()[0]}") from None
-    return tower.requires_grad_(False).eval()
+    @property
+    def parts(self) -> nn.ModuleDict:
+        """Everything with weights, in one module: model and, where there is one, sampler."""
+        parts = {"model": self.model} | ({"sampler": self.sampler} if self.sampler is not None else {})
+        return nn.ModuleDict(parts)
 
+    def to(self, device: torch.device | str) -> "Adapter":
+        """Moves it, in place."""
+        self.parts.to(device)
+        return self
 
-def make_adapter(encoder: str | Path, tokenizer: Any, config: DecoderConfig, *, seed: int) -> Adapter:
-    """A new model whose decoder is a Llama made from `config`, trained whole.
-
-    Args:
-        encoder: model folder.
-        tokenizer: trained on the instructions.
-        config: section `adapter.decoder`.
-        seed: of the weights.
-    """
-    torch.manual_seed(seed)
-    decoder = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=config.width,
-            intermediate_size=int(config.width * config.mlp_ratio),
-            num_hidden_layers=config.layers,
-            num_attention_heads=config.heads,
-            max_position_embeddings=config.context_length,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-            tie_word_embeddings=False,
-            # The usual 0.02 suits widths of thousands: a narrow decoder would learn nothing for hundreds of steps.
-            initializer_range=1 / math.sqrt(config.width),
-            attn_implementation="eager",
+    def chat(self) -> ChatFormat:
+        """How its decoder writes conversations. Raises ConfigError as `ChatFormat` does."""
+        return ChatFormat(
+            self.tokenizer, image_tokens=self.image_tokens, context_length=self.context_length, name=self.name
         )
-    )
-    nn.init.normal_(decoder.get_input_embeddings().weight, std=_WORD_STD)
-    for words in (decoder.get_input_embeddings(), decoder.get_output_embeddings()):
-        _order_numbers(words.weight, number_ids(tokenizer))
-    return Adapter(_assemble(load_tower(encoder), decoder, tokenizer), tokenizer)
+
+    def trainable(self, stage: Stage = "tune", *, train_encoder: bool = False) -> list[nn.Parameter]:
+        """What a stage of tuning changes; exactly that requires gradients afterwards.
+
+        Args:
+            stage: "align", projector and the sampler's MLP alone; "tune", with LoRA, or with the whole of a decoder
+                that was made from its config.
+            train_encoder: in "tune", the vision tower, too.
+        """
+        self.parts.requires_grad_(False)
+        self.model.model.multi_modal_projector.requires_grad_(True)
+        if self.sampler is not None:
+            self.sampler.mlp.requires_grad_(True)
+        if stage == "tune" and not self.language_model:
+            self.decoder.requires_grad_(True)
+            self.model.lm_head.requires_grad_(True)
+        elif stage == "tune":
+            for name, parameter in self.model.named_parameters():
+                parameter.requires_grad_(parameter.requires_grad or "lora_" in name)
+        if stage == "tune" and train_encoder:
+            for parameter in self.encoder_parameters():
+                parameter.requires_grad_(True)
+        return [parameter for parameter in self.parts.parameters() if parameter.requires_grad]
+
+    def encoder_parameters(self) -> list[nn.Parameter]:
+        """The vision tower's parameters that its spatial tokens depend on."""
+        return [value for name, value in self.tower.named_parameters() if not name.startswith(_BEHIND)]
+
+    def checkpoint_gradients(self) -> None:
+        """From now on layers of decoder and tower recompute in the backward pass what they do not keep."""
+        for part in (self.decoder, self.tower):
+            part.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]  # a PreTrainedModel's
+
+    def features(self, pixels_BSS3: Tensor) -> Tensor:
+        """The vision tower's spatial tokens of the paper's layer, what LLaVA reads: uint8 pixels -> (B, N, W).
+
+        What is kept of an image while the tower is frozen.
+        """
+        layer = self.model.config.vision_feature_layer
+        pixels = normalize(pixels_BSS3.to(self.device), mean=self.pixel_mean, std=self.pixel_std)
+        tokens_BND: Tensor = self.tower(pixels, output_hidden_states=[layer]).hidden_states[layer]
+        return tokens_BND
+
+    def embed(self, ids_BL: Tensor, features_BND: Tensor, regions_K4: Tensor, region_rows_K: Tensor) -> Tensor:
+        """What the decoder reads.
+
+        Args:
+            ids_BL: token ids.
+            features_BND: `features` of each row's image.
+            regions_K4: boxes of the region tokens of `ids_BL`, in their order row by row.
+            region_rows_K: the row of each.
+
+        Returns:
+            (B, L, D): words, the projected image at the image tokens, regions at the region tokens.
+        """
+        embeds_BLD = self.words(ids_BL)
+        image_BND = self.model.model.multi_modal_projector(features_BND)
+        embeds_BLD = _put(embeds_BLD, ids_BL == self._id(IMAGE_TOKEN), image_BND.flatten(0, 1))
+        if self.sampler is not None and not len(regions_K4) and torch.is_grad_enabled():
+            return embeds_BLD + self.sampler.idle().to(embeds_BLD.dtype)
+        return self.put_regions(embeds_BLD, ids_BL, self.sample(features_BND, regions_K4, region_rows_K))
+
+    def words(self, ids_BL: Tensor) -> Tensor:
+        """Embeddings of tokens (B, L, D), placeholders included."""
+        embeds_BLD: Tensor = self.model.get_input_embeddings()(ids_BL)
+        return embeds_BLD
+
+    def sample(self, features_BND: Tensor, regions_K4: Tensor, images_K: Tensor) -> Tensor | None:
+        """Embeddings (K, D) of boxes in the images that `images_K` names; None where there is no box.
+
+        Raises:
+            ValueError: there are boxes, but there is no sampler.
+        """
+        if not len(regions_K4):
+            return None
+        if self.sampler is None:
+            raise ValueError(
+                f"{len(regions_K4)} regions for a model without a region sampler; encode with its own chat"
+            )
+        if self.model.config.vision_config.model_type == "siglip_vision_model":  # whose Prompter reads normed tokens
+            features_BND = self.tower.post_layernorm(features_BND)  # type: ignore[operator]  # a module
+        embeds_KD: Tensor = self.sampler(features_BND, regions_K4, images_K)
+        return embeds_KD
+
+    def put_regions(self, embeds_BLD: Tensor, ids_BL: Tensor, regions_KD: Tensor | None) -> Tensor:
+        """The embeddings with those of regions at the region tokens."""
+        if regions_KD is None:
+            return embeds_BLD
+        return _put(embeds_BLD, ids_BL == self._id(REGION_TOKEN), regions_KD)
+
+    def answer_loss(self, batch: ChatBatch, features_BND: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Cross-entropy of the answers' tokens (their ends included): the sum, and how many there are, both scalars.
+
+        The output layer is applied where there is something to learn: elsewhere its logits, the largest tensor of a
+        small decoder by far, would be thrown away.
+
+        Args:
+            batch: images and conversations, on any device.
+            features_BND: the images' features where they are known.
+        """
+        batch = batch.to(self.device)
+        if features_BND is None:
+            assert batch.pixels_BSS3 is not None, "a batch without pixels comes with features"
+            features_BND = self.features(batch.pixels_BSS3)
+        embeds_BLD = self.embed(batch.ids_BL, features_BND.to(self.device), batch.regions_K4, batch.region_rows_K)
+        hidden_BLD = self.decoder(
+            inputs_embeds=embeds_BLD,
+            attention_mask=attention_mask(batch.segments_BL, dtype=embeds_BLD.dtype),
+            position_ids=batch.positions_BL,
+            use_cache=False,
+        ).last_hidden_state
+        targets_BL = batch.labels_BL[:, 1:]
+        chosen_BL = targets_BL != IGNORED
+        logits_AV = self.model.lm_head(hidden_BLD[:, :-1][chosen_BL])
+        return F.cross_entropy(logits_AV.float(), targets_BL[chosen_BL], reduction="sum"), chosen_BL.sum()
+
+    def _id(self, token: str) -> int:
+        return int(self.tokenizer.convert_tokens_to_ids(token))
 
 
-def name_adapter(encoder: str | Path, config: AdapterConfig, *, device: torch.device) -> Adapter:
-    """A new model on a named language model: projector and LoRA (or the projector alone) are trained.
-
-    Args:
-        encoder: model folder.
-        config: section `adapter`.
-        device: where it will run, which decides on the frozen weights' precision.
+def _put(embeds_BLD: Tensor, where_BL: Tensor, values_XD: Tensor) -> Tensor:
+    """The embeddings with values, in their order, at the places where `where_BL` is true.
 
     Raises:
-        ConfigError: the language model cannot be loaded, or LoRA finds no attention projections in it.
+        ValueError: there are more places than values, or fewer.
     """
-    torch.manual_seed(config.seed)
-    half = config.precision == "bfloat16" or (config.precision == "auto" and device.type == "cuda")
-    dtype = torch.bfloat16 if half else torch.float32
-    adapter = _base(load_tower(encoder), config.language_model, dtype=dtype)
-    adapter.model.requires_grad_(False)
-    adapter.model.model.multi_modal_projector.requires_grad_(True)
-    if not config.lora_rank:
-        return adapter
-    from peft import LoraConfig, get_peft_model
-
-    settings = LoraConfig(r=config.lora_rank, lora_alpha=2 * config.lora_rank, target_modules=_ATTENTION)
-    try:
-        lora = get_peft_model(adapter.model, settings)
-    except ValueError as error:
-        raise ConfigError(
-            f"adapter.language_model: no attention projections q_proj, k_proj, v_proj, o_proj in "
-            f"{config.language_model} for LoRA ({str(error).splitlines()[0][:120]}); set adapter.lora_rank to 0"
-        ) from None
-    adapter.model.model.multi_modal_projector.requires_grad_(True)  # peft froze what is not LoRA
-    return Adapter(adapter.model, adapter.tokenizer, config.language_model, lora)
+    places = int(where_BL.sum())
+    if places != len(values_XD):
+        raise ValueError(f"{places} placeholders in the ids for {len(values_XD)} embeddings")
+    return embeds_BLD.masked_scatter(where_BL[..., None], values_XD.to(embeds_BLD.dtype))
 
 
-def save_adapter(adapter: Adapter, folder: str | Path, *, about: dict[str, Any]) -> None:
-    """Writes the model in one of the two forms above; `about` goes into adapter.json."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    model = adapter.model
-    adapter.tokenizer.save_pretrained(str(folder))
-    if adapter.language_model:
-        model.model.vision_tower.save_pretrained(str(folder / _TOWER))
-        save_file(model.model.multi_modal_projector.state_dict(), folder / _PROJECTOR)
-        if adapter.lora is not None:
-            adapter.lora.save_pretrained(str(folder / _LORA))
-    else:
-        model.save_pretrained(str(folder))
-    size = {"height": adapter.image_size, "width": adapter.image_size}
-    CLIPImageProcessorPil(
-        size={"shortest_edge": adapter.image_size}, crop_size=size, image_mean=PIXEL_MEAN, image_std=PIXEL_STD
-    ).save_pretrained(str(folder))
-    body = {"language_model": adapter.language_model, "lora": adapter.lora is not None, **about}
-    (folder / ADAPTER_FILE).write_text(json.dumps(body, indent=2, sort_keys=True) + "\n")
-
-
-def load_adapter(folder: str | Path, *, dtype: torch.dtype = torch.float32) -> Adapter:
-    """Reads what `save_adapter` wrote, a named language model in `dtype`. Raises ConfigError when it holds none."""
-    folder = Path(folder)
-    try:
-        about = json.loads((folder / ADAPTER_FILE).read_text())
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{folder}: no adapter here ({type(error).__name__}: {ADAPTER_FILE})") from None
-    if not about["language_model"]:
-        model = LlavaForConditionalGeneration.from_pretrained(str(folder), attn_implementation="eager").eval()
-        return Adapter(model, AutoTokenizer.from_pretrained(str(folder)))
-    adapter = _base(load_tower(folder / _TOWER), about["language_model"], dtype=dtype)
-    adapter.model.model.multi_modal_projector.load_state_dict(load_file(folder / _PROJECTOR))
-    tokenizer = AutoTokenizer.from_pretrained(str(folder))
-    if not about["lora"]:
-        return Adapter(adapter.model.eval(), tokenizer, about["language_model"])
-    from peft import PeftModel
-
-    lora = PeftModel.from_pretrained(adapter.model, str(folder / _LORA))
-    return Adapter(adapter.model.eval(), tokenizer, about["language_model"], lora)
-
-
-def _base(tower: CLIPVisionModel, language_model: str, *, dtype: torch.dtype) -> Adapter:
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(language_model)
-        decoder = AutoModelForCausalLM.from_pretrained(language_model, dtype=dtype)
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"adapter.language_model: cannot load {language_model!r}: {reason}") from None
-    if IMAGE_TOKEN not in tokenizer.get_vocab():
-        tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE_TOKEN]}, replace_extra_special_tokens=False)
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    if len(tokenizer) > decoder.get_input_embeddings().num_embeddings:
-        # The image token's own embedding is never looked at: the image's tokens take its place.
-        decoder.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-    return Adapter(_assemble(tower, decoder, tokenizer), tokenizer, language_model)
-
-
-def _assemble(tower: CLIPVisionModel, decoder: Any, tokenizer: Any) -> LlavaForConditionalGeneration:
-    """Puts loaded parts together; nothing is allocated twice."""
-    vision = tower.config
-    config = LlavaConfig(
-        vision_config=vision,
-        text_config=decoder.config,
-        image_token_index=tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
-        image_seq_length=1 + (vision.image_size // vision.patch_size) ** 2,
-        # The paper's spatial tokens: the last block's output with [CLS], before the post layer norm (METHOD, Model).
-        vision_feature_layer=-1,
-        vision_feature_select_strategy="full",
-        tie_word_embeddings=bool(decoder.config.tie_word_embeddings),
-    )
-    with torch.device("meta"):
-        model = LlavaForConditionalGeneration(config)
-    model.model.vision_tower = tower
-    model.model.language_model = decoder.base_model
-    model.lm_head = decoder.get_output_embeddings()
-    model.model.multi_modal_projector = _projector(config)
-    model.generation_config = decoder.generation_config
-    model.set_attn_implementation({"vision_config": "eager", "text_config": decoder.config._attn_implementation})
-    return model.eval()
-
-
-def _projector(config: LlavaConfig) -> LlavaMultiModalProjector:
-    """Kept in float32: it is trained."""
-    projector = LlavaMultiModalProjector(config)
-    for layer in (projector.linear_1, projector.linear_2):
-        nn.init.normal_(layer.weight, std=1 / math.sqrt(layer.in_features))
-        nn.init.zeros_(layer.bias)
-    return projector
-
-
-@torch.no_grad()
-def _order_numbers(words_VD: Tensor, places: dict[int, float]) -> None:
-    """Starts the numbers of boxes as sinusoids of their place, read and written, so that near bins are alike."""
-    width, size = words_VD.shape[1], words_VD.std() * math.sqrt(2)
-    frequencies_F = math.pi * 2.0 ** torch.linspace(0, 5, width // 2)
-    for token, place in places.items():
-        angles_F = place * frequencies_F
-        words_VD[token] = size * torch.cat([angles_F.sin(), angles_F.cos(), torch.zeros(width % 2)])
+def __getattr__(name: str) -> Any:
+    """Until all callers take them from where they are now."""
+    homes = {"make_adapter": "building", "name_adapter": "building", "save_adapter": "saving", "load_adapter": "saving"}
+    if name in homes:
+        return getattr(importlib.import_module(f"cloc.mllm.{homes[name]}"), name)
+    raise AttributeError(f"module 'cloc.mllm.model' has no attribute {name!r}")

@@ -6,7 +6,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from transformers import PreTrainedTokenizerFast
 
 from cloc.mllm.boxtext import BINS
-from cloc.mllm.chat import IMAGE_TOKEN
+from cloc.mllm.conversation import IMAGE_TOKEN
 
 _PAD, _BOS, _EOS, _USER, _ASSISTANT = "<pad>", "<s>", "</s>", "<|user|>", "<|assistant|>"
 _SPECIAL = (_PAD, _BOS, _EOS, IMAGE_TOKEN, _USER, _ASSISTANT)

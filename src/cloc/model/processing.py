@@ -106,7 +106,7 @@ class CLOCProcessor:
         Raises:
             ConfigError: there is no tokenizer, or no image processor.
         """
-        mean, std = (PIXEL_MEAN, PIXEL_STD) if images is None else _pixel_statistics(str(images))
+        mean, std = (PIXEL_MEAN, PIXEL_STD) if images is None else pixel_statistics(str(images))
         return cls(
             _tokenizer(str(tokenizer)),
             image_size=config.vision_config.image_size,
@@ -171,7 +171,7 @@ def _tokenizer(source: str) -> Any:
         raise ConfigError(f"no tokenizer in {source}: {str(error).splitlines()[0]}") from None
 
 
-def _pixel_statistics(source: str) -> tuple[Sequence[float], Sequence[float]]:
+def pixel_statistics(source: str) -> tuple[Sequence[float], Sequence[float]]:
     """Mean and deviation of a checkpoint's image processor. Raises ConfigError when it names none."""
     try:
         described, _ = CLIPImageProcessorPil.get_image_processor_dict(source)

@@ -2,7 +2,7 @@
 
     settings -> ingest -> teachers -> captioning -> grounding -> validation (gate)
       -> pretraining: CLOC; plain CLIP at equal steps; plain CLIP at equal compute
-      -> evaluation -> registration (gate) -> adapter tuning on CLIP and on CLOC -> summary
+      -> evaluation -> registration (gate) -> adapter tuning on CLIP, on CLOC, and with CLOC's Prompter -> summary
 
 One definition: `pipelines.local` runs it on this machine, `pipelines.compile` and `pipelines.submit` bring it to a
 Kubeflow server.
@@ -142,12 +142,13 @@ def cloc_pipeline(
         "Registration (gate)",
     )
 
-    def tune(encoder: PipelineChannel, title: str) -> PipelineChannel:
-        task = adapter_tuning(parameters=given["adapter_tuning"], encoder=encoder, **labels).after(registered)
-        return set_up(task, "adapter_tuning", title).outputs["adapter"]
+    def tune(encoder: PipelineChannel, title: str, **options: str) -> PipelineChannel:
+        task = adapter_tuning(parameters=given["adapter_tuning"], encoder=encoder, **labels, **options)
+        return set_up(task.after(registered), "adapter_tuning", title).outputs["adapter"]
 
     clip_adapter = tune(equal_compute, "MLLM adapter on CLIP")
     cloc_adapter = tune(cloc, "MLLM adapter on CLOC")
+    sampler_adapter = tune(cloc, "MLLM adapter on CLOC, Prompter as sampler", region_sampler="prompter")
     results = summary(
         **labels,
         **models,
@@ -158,5 +159,6 @@ def cloc_pipeline(
         receipt=registered.outputs["receipt"],
         clip_adapter=clip_adapter,
         cloc_adapter=cloc_adapter,
+        sampler_adapter=sampler_adapter,
     )
     return set_up(results, "summary", "Summary").outputs["results"]

@@ -224,5 +224,5 @@ def _print_places(folder: Path, places: Mapping[str, str], *, uri: str, seconds:
         print(f"  {uri}")
     else:
         print(f"  {shown(mlflow)} ui --backend-store-uri {uri}")
-    for name in ("report", "label_report", "validation"):
+    for name in ("report", "answers", "label_report", "validation"):
         print(f"  {(folder / name / PAGE_FILE).as_uri()}")

@@ -20,8 +20,10 @@ def summary(
     receipt: dsl.Input[dsl.Artifact],
     clip_adapter: dsl.Input[dsl.Model],
     cloc_adapter: dsl.Input[dsl.Model],
+    sampler_adapter: dsl.Input[dsl.Model],
     results: dsl.Output[dsl.Artifact],
     page: dsl.Output[dsl.Markdown],
+    answers: dsl.Output[dsl.HTML],
     metrics: dsl.Output[dsl.Metrics],
 ):
     """Shows the models and the adapters side by side.
@@ -40,8 +42,10 @@ def summary(
         receipt: The registration's receipt.
         clip_adapter: Adapter on CLIP (equal compute).
         cloc_adapter: Adapter on CLOC.
+        sampler_adapter: Adapter on CLOC whose Prompter embeds the regions of questions.
         results: Folder with summary.json: figures, and where everything lies.
         page: The tables, to look at.
+        answers: What the adapters answered, side by side, with pictures.
         metrics: The headline figures.
     """
     from cloc.pipeline.summary import write_summary
@@ -61,10 +65,16 @@ def summary(
             "receipt": receipt,
             "clip_adapter": clip_adapter,
             "adapter": cloc_adapter,
+            "sampler_adapter": sampler_adapter,
         },
         evaluation=evaluation,
-        adapters={"CLIP (equal compute)": clip_adapter, "CLOC": cloc_adapter},
+        adapters={
+            "CLIP (equal compute)": clip_adapter,
+            "CLOC": cloc_adapter,
+            "CLOC, Prompter as sampler": sampler_adapter,
+        },
         summary=results,
         page=page,
+        answers=answers,
         metrics=metrics,
     )

@@ -41,7 +41,7 @@ def test_referring_is_word_for_word_and_by_noun(answer: str, value: float, noun:
     ("answer", "value", "iou", "parsed"),
     [
         ("[20 20 39 39]", 1, 1.0, True),
-        ("[20 20 29 39]", 1, 0.5, True),
+        ("[20 20 30 39]", 1, 0.55, True),
         ("[20 20 28 39]", 0, 0.45, True),
         ("at [20 20 39 39]", 0, 0.0, False),
         ("[39 39 20 20]", 0, 0.0, False),

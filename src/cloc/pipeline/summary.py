@@ -4,6 +4,7 @@ Pure functions of the JSON files that the stages left; no torch.
 """
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,12 @@ from rich.table import Table
 from rich.text import Text
 
 from cloc.evaluation.summary import SUPERVISION, headline, headline_markdown, headline_table, sentences
+from cloc.mllm import report as answers_report
+from cloc.mllm.scores import sentences as answer_sentences
 from cloc.pipeline.component import Artifact, location, one_line_failure, write_metrics
-from cloc.stage import StageResult
 
-SUMMARY_FILE = "summary.json"
+SUMMARY_FILE, ANSWERS_FOLDER = "summary.json", "answers"
+_ADAPTERS = "MLLM adapters by their encoder"
 _WIDTH = 110  # columns in a log file
 
 
@@ -27,6 +30,7 @@ def write_summary(
     adapters: Mapping[str, Artifact],
     summary: Artifact,
     page: Artifact,
+    answers: Artifact,
     metrics: Artifact,
 ) -> None:
     """The pipeline's last task.
@@ -34,22 +38,26 @@ def write_summary(
     Args:
         artifacts: what to point at, by the name to show.
         evaluation: the evaluation's report.
-        adapters: the tuned adapters by the name of their encoder.
-        summary: gets `summary.json`: figures, and where everything lies.
+        adapters: the tuned adapters by the name of their encoder; the first is the baseline.
+        summary: gets `summary.json` (figures, and where everything lies) and `answers/`, the report on the adapters.
         page: gets the tables as Markdown, for the user interface.
+        answers: gets the page of the adapters' report.
         metrics: gets the headline figures.
     """
     with one_line_failure("summary"):
+        folder = Path(summary.path)
+        rows = {name: location(item) for name, item in adapters.items()}
+        places = {name: location(item) for name, item in artifacts.items()}
         body = {
             "evaluation": json.loads((Path(location(evaluation)) / "metrics.json").read_text()),
-            "adapters": {name: dict(StageResult.load(item.path).metrics) for name, item in adapters.items()},
-            "places": {name: location(item) for name, item in artifacts.items()},
+            "adapters": answers_report.write_report(rows, folder / ANSWERS_FOLDER, title=_ADAPTERS),
+            "places": {**places, ANSWERS_FOLDER: str(folder / ANSWERS_FOLDER)},
         }
-        folder = Path(summary.path)
-        folder.mkdir(parents=True, exist_ok=True)
         (folder / SUMMARY_FILE).write_text(json.dumps(body, indent=1) + "\n")
         Path(page.path).parent.mkdir(parents=True, exist_ok=True)
         Path(page.path).write_text(markdown(body))
+        Path(answers.path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(folder / ANSWERS_FOLDER / answers_report.PAGE, answers.path)
         write_metrics(metrics, _headline_figures(body))
         print(f"summary of {len(body['places'])} results written", flush=True)
 
@@ -65,40 +73,28 @@ def _headline_figures(body: Mapping[str, Any]) -> dict[str, float]:
     }
 
 
-def _adapter_rows(adapters: Mapping[str, Mapping[str, float]]) -> list[tuple[str, list[float]]]:
-    """Accuracies that all adapters have, as (name, one value an adapter)."""
-    if not adapters:
-        return []
-    first = next(iter(adapters.values()))
-    names = [name for name in first if "acc" in name and all(name in other for other in adapters.values())]
-    return [(name, [other[name] for other in adapters.values()]) for name in names]
-
-
-def _plain(name: str) -> str:
-    """A metric's name for people: "mllm/refer/noun_accuracy" is "refer noun accuracy"."""
-    return name.partition("/")[2].replace("/", " ").replace("_", " ")
-
-
-def adapter_table(adapters: Mapping[str, Mapping[str, float]]) -> Table:
-    """The adapters' accuracies for a terminal."""
-    table = Table(title="MLLM adapters by their encoder (percent)", title_justify="left")
+def adapter_table(comparison: Mapping[str, Any]) -> Table:
+    """The adapters' figures for a terminal: percent, intervals, and in bold what is shown to be better."""
+    table = Table(title=f"{_ADAPTERS} (percent)", title_justify="left")
     table.add_column("")
-    for name in adapters:
+    names = [row["name"] for row in comparison["rows"]]
+    for name in names:
         table.add_column(Text(name), justify="right")
-    for name, values in _adapter_rows(adapters):
-        best = max(values)
-        cells = [Text(f"{100 * value:.1f}", style="bold" if value == best else "") for value in values]
-        table.add_row(_plain(name), *cells)
+    for entry in comparison["figures"]:
+        cells = []
+        for name in names:
+            score, better = entry["scores"][name], entry["differences"].get(name, {}).get("better") == "a"
+            low, high = (100 * end for end in score["interval"])
+            cell = Text(f"{100 * score['value']:.1f}", style="bold" if better else "")
+            cells.append(cell.append(f"\n{low:.1f}\N{EN DASH}{high:.1f}", style="dim"))
+        table.add_row(entry["label"], *cells)
     return table
 
 
 def markdown(body: Mapping[str, Any]) -> str:
     """Both tables as Markdown."""
-    lines = [headline_markdown(body["evaluation"]), "## MLLM adapters by their encoder", ""]
-    lines += ["| | " + " | ".join(body["adapters"]) + " |", "|---|" + "---:|" * len(body["adapters"])]
-    for name, values in _adapter_rows(body["adapters"]):
-        lines.append(f"| {_plain(name)} | " + " | ".join(f"{100 * value:.1f}" for value in values) + " |")
-    return "\n".join(lines) + "\n"
+    own = answers_report.markdown(body["adapters"])
+    return "\n".join([headline_markdown(body["evaluation"]), f"## {_ADAPTERS}", "", own])
 
 
 def print_summary(body: Mapping[str, Any]) -> None:
@@ -112,3 +108,5 @@ def print_summary(body: Mapping[str, Any]) -> None:
         console.print(Text(f"- {sentence}"), soft_wrap=True)
     console.print()
     console.print(adapter_table(body["adapters"]))
+    for sentence in answer_sentences(body["adapters"]):
+        console.print(Text(f"- {sentence}"), soft_wrap=True)

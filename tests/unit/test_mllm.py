@@ -9,22 +9,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch.nn import functional as F
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, LlavaForConditionalGeneration
 
 from cloc.boxes import Letterbox, iou
 from cloc.config import Config
 from cloc.config.schema import AdapterConfig, DecoderConfig, ModelConfig, TextConfig, VisionConfig
 from cloc.data.dataset import Dataset
-from cloc.errors import ClocError, ConfigError, DataError
+from cloc.errors import DataError
 from cloc.mllm import evaluation, instructions, model, stage, stream, tuning
 from cloc.mllm.boxtext import box_to_text, text_to_box
-from cloc.mllm.chat import IGNORED, ChatFormat, attention_mask, collate
+from cloc.mllm.chat import ChatFormat
 from cloc.mllm.instructions import Task
 from cloc.mllm.tokenizer import train_tokenizer
 from cloc.model.configuration import from_settings
 from cloc.model.modeling import CLOCModel
-from cloc.model.processing import CLOCProcessor, normalize
+from cloc.model.processing import CLOCProcessor
 from cloc.model.processing import train_tokenizer as train_clip_tokenizer
 
 TEXTS = [
@@ -160,82 +158,6 @@ def test_questions_are_seeded_and_varied():
     assert {turn.task for turn in asked(3)} == set(Task)
 
 
-def test_every_bin_is_one_token(tokenizer):
-    for number in range(100):
-        assert len(tokenizer.tokenize(f"[{number} {number} {number} {number}]")) == 6
-    ids = tokenizer("where is the red key? [1 22 3 99]")["input_ids"]
-    assert tokenizer.decode(ids).strip() == "where is the red key? [1 22 3 99]"
-    ids = tokenizer("größe 漢 <b>")["input_ids"]
-    assert tokenizer.decode(ids).strip() == "größe 漢 <b>"
-
-
-def test_labels_are_on_the_answers_alone(adapter):
-    chat = chat_of(adapter)
-    turns = [a_turn("red key"), a_turn("blue apple", task=Task.GROUND)]
-    pack = chat.encode(turns, key="a")
-    for number, turn in enumerate(turns, start=1):
-        own = [place for place, segment in enumerate(pack.segments) if segment == number]
-        labelled = [pack.labels[place] for place in own if pack.labels[place] != IGNORED]
-        assert labelled == [*adapter.tokenizer(turn.answer)["input_ids"], adapter.tokenizer.eos_token_id]
-        assert labelled == [pack.ids[place] for place in own[-len(labelled) :]]  # the end of the question, no gap
-        assert chat.prompt(turn, key="a").ids == chat.before + [pack.ids[place] for place in own[: -len(labelled)]]
-    assert sum(label != IGNORED for label in pack.labels) == 3 + 7
-    assert pack.ids.count(chat.image_id) == 17
-    assert chat.answer([*adapter.tokenizer("red key")["input_ids"], chat.end_id, 9]) == "red key"
-
-
-def test_the_loss_counts_answer_tokens_only(adapter):
-    chat = chat_of(adapter)
-    packs = [chat.encode([a_turn("red key")], key="a"), chat.encode([a_turn("yellow"), a_turn("key")], key="b")]
-    pixels = [torch.full((64, 64, 3), fill, dtype=torch.uint8) for fill in (20, 200)]
-    batch = collate(pixels, packs, pad_id=0)
-    logits_BLV = adapter.model(
-        input_ids=batch.ids_BL,
-        pixel_values=normalize(batch.pixels_BSS3),
-        attention_mask=attention_mask(batch.segments_BL),
-        position_ids=batch.positions_BL,
-    ).logits
-    terms = [
-        F.cross_entropy(logits_BLV[row, place - 1], torch.tensor(label))
-        for row, pack in enumerate(packs)
-        for place, label in enumerate(pack.labels)
-        if label != IGNORED
-    ]
-    assert len(terms) == 3 + 2 + 2
-    torch.testing.assert_close(tuning.answer_loss(adapter, batch), torch.stack(terms).mean())
-
-
-def test_packed_questions_are_blind_to_each_other(adapter):
-    chat = chat_of(adapter)
-    turns = [a_turn("red key"), a_turn("blue apple", task=Task.GROUND), a_turn("yellow ball")]
-    pixels = torch.randint(0, 255, (64, 64, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-
-    def logits(turns):
-        batch = collate([pixels], [chat.encode(turns, key="a")], pad_id=0)
-        output = adapter.model(
-            input_ids=batch.ids_BL,
-            pixel_values=normalize(batch.pixels_BSS3),
-            attention_mask=attention_mask(batch.segments_BL),
-            position_ids=batch.positions_BL,
-        ).logits
-        return output[0, len(chat.before) :]
-
-    torch.testing.assert_close(logits(turns), torch.cat([logits([turn]) for turn in turns]), atol=1e-5, rtol=1e-4)
-    # and alone, a question is an ordinary causal sequence
-    ids = torch.tensor([chat.encode(turns[:1], key="a").ids])
-    plain = adapter.model(input_ids=ids, pixel_values=normalize(pixels[None])).logits[0, len(chat.before) :]
-    torch.testing.assert_close(logits(turns[:1]), plain, atol=1e-5, rtol=1e-4)
-
-
-def test_spatial_tokens_are_the_papers_layer(adapter, encoder):
-    pixels = torch.randn(2, 3, 64, 64)
-    cloc = CLOCModel.from_pretrained(encoder)
-    tokens_BND = cloc.encode_image(pixels).tokens_BND
-    expected = adapter.model.model.multi_modal_projector(tokens_BND)
-    found = torch.stack(adapter.model.get_image_features(pixels).pooler_output)
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
-
-
 def test_tuning_overfits_a_few_images(adapter, make_dataset, tmp_path):
     data = Dataset.open(make_dataset(tmp_path / "train", 2))
     chat, config = chat_of(adapter), ADAPTER.model_copy(update={"steps": 80, "warmup_steps": 10, "batch_size": 2})
@@ -297,93 +219,6 @@ def test_answers_are_judged():
     assert math.isnan(evaluation.score([right]).ground_accuracy)
     unlabelled = replace(refer, region=replace(refer.region, label=""))
     assert evaluation.judge(unlabelled, "a blue key", key="a", frame=frame).noun
-
-
-def test_saved_adapter_loads_with_plain_transformers(adapter, tmp_path):
-    model.save_adapter(adapter, tmp_path, about={"encoder_objective": "cloc"})
-    assert not list(tmp_path.rglob("*.bin"))
-    plain = LlavaForConditionalGeneration.from_pretrained(tmp_path)
-    chat = chat_of(adapter)
-    ids, pixels = torch.tensor([chat.prompt(a_turn(), key="a").ids]), torch.randn(1, 3, 64, 64)
-    with torch.no_grad():
-        expected = adapter.model(input_ids=ids, pixel_values=pixels).logits
-        for loaded in (plain, model.load_adapter(tmp_path).model):
-            torch.testing.assert_close(loaded(input_ids=ids, pixel_values=pixels).logits, expected)
-    assert AutoTokenizer.from_pretrained(tmp_path).chat_template == adapter.tokenizer.chat_template
-
-
-@pytest.fixture
-def language_model(tokenizer, tmp_path):
-    torch.manual_seed(1)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=96,
-    )
-    LlamaForCausalLM(config).save_pretrained(tmp_path / "llm")
-    tokenizer.save_pretrained(tmp_path / "llm")
-    return str(tmp_path / "llm")
-
-
-@pytest.mark.parametrize("rank", [0, 4])
-def test_a_named_language_model_gets_projector_and_lora(encoder, language_model, make_dataset, tmp_path, rank):
-    config = ADAPTER.model_copy(update={"language_model": language_model, "lora_rank": rank})
-    adapter = model.name_adapter(encoder, config, device=CPU)
-    trained = {name for name, value in adapter.model.named_parameters() if value.requires_grad}
-    assert {name for name in trained if "lora" not in name} == {
-        f"model.multi_modal_projector.linear_{layer}.{part}" for layer in (1, 2) for part in ("weight", "bias")
-    }
-    assert len([name for name in trained if "lora" in name]) == (2 * 4 * 2 if rank else 0)  # A, B; q k v o; layers
-    data = Dataset.open(make_dataset(tmp_path / "train", 4))
-    settings = stream.StreamSettings(image_size=64, batch_size=2, questions=2, seed=0)
-    tuning.tune(
-        adapter,
-        stream.batches(data, chat_of(adapter), settings, keep=lambda _: True),
-        config,
-        metrics=tmp_path / "metrics.jsonl",
-    )
-    model.save_adapter(adapter, tmp_path / "out", about={})
-    assert (tmp_path / "out" / "lora" / "adapter_model.safetensors").exists() == bool(rank)
-    ids, pixels = torch.tensor([chat_of(adapter).prompt(a_turn(), key="a").ids]), torch.randn(1, 3, 64, 64)
-    fresh = model.name_adapter(encoder, config, device=CPU)
-    with torch.no_grad():
-        expected = adapter.model(input_ids=ids, pixel_values=pixels).logits
-        loaded = model.load_adapter(tmp_path / "out").model(input_ids=ids, pixel_values=pixels).logits
-        assert not torch.allclose(fresh.model(input_ids=ids, pixel_values=pixels).logits, expected, atol=1e-4)
-    torch.testing.assert_close(loaded, expected)
-
-
-def one_line(error: pytest.ExceptionInfo[ClocError]) -> str:
-    text = str(error.value)
-    assert "\n" not in text
-    return text
-
-
-def test_bad_input_is_told_in_one_line(adapter, encoder, tokenizer, language_model, tmp_path):
-    with pytest.raises(DataError) as error:
-        chat_of(adapter).encode([a_turn("red key " * 60)], key="photo-7")
-    assert "'photo-7'" in one_line(error)
-    assert "96" in one_line(error)
-    with pytest.raises(ConfigError) as error:
-        ChatFormat(tokenizer, image_tokens=100, context_length=96, name="the made decoder")
-    assert "adapter.decoder.context_length" in one_line(error)
-    with pytest.raises(ConfigError) as error:
-        model.make_adapter(tmp_path / "nowhere", tokenizer, DECODER, seed=0)
-    assert "nowhere" in one_line(error)
-    with pytest.raises(ConfigError) as error:
-        model.name_adapter(encoder, ADAPTER.model_copy(update={"language_model": str(tmp_path / "no-llm")}), device=CPU)
-    assert "adapter.language_model" in one_line(error)
-    with pytest.raises(ConfigError) as error:
-        model.load_adapter(tmp_path)
-    assert str(tmp_path) in one_line(error)
-    bare = AutoTokenizer.from_pretrained(language_model)
-    bare.chat_template = None
-    with pytest.raises(ConfigError) as error:
-        ChatFormat(bare, image_tokens=17, context_length=96, name="bare-llm")
-    assert "chat template" in one_line(error)
 
 
 def test_no_regions_is_told(adapter, make_dataset, tmp_path):

@@ -28,6 +28,7 @@ _VERBS = {
     "compare": ("cloc.cli.compare", "compare"),
     "tune": ("cloc.cli.stages", "tune"),
     "answers": ("cloc.cli.answers", "answers"),
+    "chat": ("cloc.cli.chat", "chat"),
     "export": ("cloc.cli.export", "export"),
     "run": ("cloc.cli.pipeline", "run"),
     "ablate": ("cloc.cli.ablate", "ablate"),

@@ -106,7 +106,7 @@ def make_adapter(
         ConfigError: the encoder cannot be loaded, or has no region parts for the sampler.
     """
     torch.manual_seed(seed)
-    tokenizer = _with_placeholders(copy.deepcopy(tokenizer), regions=region_sampler != "none")
+    tokenizer = _with_placeholders(copy.deepcopy(tokenizer), regions=False)
     decoder = LlamaForCausalLM(
         LlamaConfig(
             vocab_size=len(tokenizer),
@@ -127,7 +127,11 @@ def make_adapter(
     nn.init.normal_(decoder.get_input_embeddings().weight, std=_WORD_STD)
     for words in (decoder.get_input_embeddings(), decoder.get_output_embeddings()):
         _order_numbers(words.weight, number_ids(tokenizer))
+    if region_sampler != "none":
+        _with_placeholders(tokenizer, regions=True)
+        decoder.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     tower = load_tower(encoder)
+    torch.manual_seed(seed)  # the same projector with and without a sampler
     model = assemble(tower, decoder, tokenizer)
     sampler = make_sampler(region_sampler, encoder, tower=tower.model.config, width=config.width)
     return Adapter(model, tokenizer, tower.pixel_mean, tower.pixel_std, sampler=sampler)
@@ -174,7 +178,9 @@ def load_decoder(name: str, *, regions: bool, dtype: torch.dtype, kernel: str = 
     try:
         with quiet():
             tokenizer = AutoTokenizer.from_pretrained(name)
-            decoder = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, attn_implementation=kernel)
+            # By itself it takes sdpa where a model has it.
+            options = {} if kernel == "sdpa" else {"attn_implementation": kernel}
+            decoder = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, **options)
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(f"adapter.language_model: cannot load {name!r}: {reason}") from None
@@ -182,9 +188,13 @@ def load_decoder(name: str, *, regions: bool, dtype: torch.dtype, kernel: str = 
     tokenizer = _with_placeholders(tokenizer, regions=regions)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    if len(tokenizer) > decoder.get_input_embeddings().num_embeddings:
-        # The placeholders' own embeddings are never looked at: images and regions take their places.
+    words = decoder.get_input_embeddings().num_embeddings
+    if len(tokenizer) > words:
+        # The placeholders' own embeddings are never looked at: images and regions take their places. As outputs they
+        # must be the same wherever the model is loaded.
         decoder.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+        for layer in (decoder.get_input_embeddings(), decoder.get_output_embeddings()):
+            layer.weight.data[words:] = 0
     return tokenizer, decoder
 
 

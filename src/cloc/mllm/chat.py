@@ -238,8 +238,12 @@ class ChatFormat:
             if not found:
                 raise self._unusable("does not keep questions and answers in their order")
             pieces.append(piece)
-        if IMAGE_TOKEN not in pieces[0] or prompt + marks[-1] + rest != whole:
+        # Some write a blank before a recorded answer that they do not ask with (Llama 2, Mistral).
+        recorded = whole[: len(whole) - len(marks[-1] + rest)]
+        blank = recorded.removeprefix(prompt)
+        if IMAGE_TOKEN not in pieces[0] or not recorded.startswith(prompt) or blank.strip():
             raise self._unusable("does not record a question and its answer as it asks for one")
+        pieces[1::2] = [piece.removesuffix(blank) for piece in pieces[1::2]]
         return [*pieces, rest]
 
     def _apply(self, messages: Sequence[Mapping[str, str]], *, prompt: bool) -> str:

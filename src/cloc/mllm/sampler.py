@@ -24,6 +24,7 @@ from cloc.model.configuration import CLOCConfig, CLOCSiglipConfig
 from cloc.model.prompter import coverage
 
 _TOWERS = ("vision_model", "text_model", "visual_projection", "text_projection")
+_LEAST = 0.01  # side of a box
 _CONFIGS: dict[str, type[CLOCConfig] | type[CLOCSiglipConfig]] = {"clip": CLOCConfig, "siglip": CLOCSiglipConfig}
 
 
@@ -112,7 +113,7 @@ class RegionSampler(nn.Module):
         place_K = torch.empty_like(row_K)
         place_K[order_K] = torch.arange(len(row_K), device=row_K.device) - starts[row_K[order_K]]
         boxes_BM4 = regions_K4.new_tensor([0.0, 0.0, 1.0, 1.0]).repeat(len(images), int(counts.max()), 1)
-        boxes_BM4[row_K, place_K] = regions_K4
+        boxes_BM4[row_K, place_K] = _with_area(regions_K4)
         embeds_BME = self.reader(tokens_BND[images], boxes_BM4)
         embeds_KD: Tensor = self.mlp(embeds_BME[row_K, place_K])
         return embeds_KD
@@ -125,6 +126,12 @@ class RegionSampler(nn.Module):
     def describe(self) -> dict[str, Any]:
         """What `from_description` makes it from again, for JSON."""
         return self.reader.describe()
+
+
+def _with_area(boxes_K4: Tensor) -> Tensor:
+    """Boxes of at least `_LEAST` a side: as text, too, a box takes a bin."""
+    low = boxes_K4[:, :2].clamp(max=1 - _LEAST)
+    return torch.cat([low, torch.maximum(boxes_K4[:, 2:], low + _LEAST)], dim=1)
 
 
 def make_sampler(kind: RegionSamplerKind, encoder: str | Path, *, tower: Any, width: int) -> RegionSampler | None:

@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import nn
 from transformers import (
     AutoTokenizer,
     CLIPImageProcessorPil,
@@ -48,8 +50,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, {tower}, LlavaConf
 
 tokenizer = AutoTokenizer.from_pretrained(folder)
 decoder = AutoModelForCausalLM.from_pretrained("{name}")
-if len(tokenizer) > decoder.get_input_embeddings().num_embeddings:
+words = decoder.get_input_embeddings().num_embeddings
+if len(tokenizer) > words:  # placeholders
     decoder.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    for layer in (decoder.get_input_embeddings(), decoder.get_output_embeddings()):
+        layer.weight.data[words:] = 0
 model = LlavaForConditionalGeneration(LlavaConfig.from_pretrained(folder)).to(decoder.dtype)
 model.model.vision_tower = {tower}.from_pretrained(folder + "/vision_tower")
 model.model.multi_modal_projector.float().load_state_dict(load_file(folder + "/projector.safetensors"))
@@ -188,7 +193,7 @@ def _load_named(folder: Path, about: dict[str, Any], *, dtype: torch.dtype) -> A
     _, decoder = load_decoder(name, regions=about["region_sampler"] is not None, dtype=dtype)
     tokenizer = AutoTokenizer.from_pretrained(str(folder))
     model, lora = assemble(tower, decoder, tokenizer), None
-    model.model.multi_modal_projector.load_state_dict(load_file(folder / _PROJECTOR))
+    _load_weights(model.model.multi_modal_projector, folder / _PROJECTOR)
     if about["lora"]:
         from peft import PeftModel
 
@@ -201,5 +206,12 @@ def _load_sampler(folder: Path, about: dict[str, Any], *, width: int) -> RegionS
     if about["region_sampler"] is None:
         return None
     sampler = from_description(about["region_sampler"], width=width)
-    sampler.load_state_dict(load_file(folder / _SAMPLER))
+    _load_weights(sampler, folder / _SAMPLER)
     return sampler
+
+
+def _load_weights(module: nn.Module, path: Path) -> None:
+    try:
+        module.load_state_dict(load_file(path))
+    except (OSError, SafetensorError, RuntimeError) as error:  # RuntimeError: weights of other names or shapes
+        raise ConfigError(f"{path}: not the adapter's weights ({str(error).splitlines()[0]})") from None

@@ -18,6 +18,7 @@ from cloc.cli.chat import chat as command
 from cloc.data.transforms import letterbox
 from cloc.errors import ClocError, ConfigError, DataError
 from cloc.mllm import Chat, load_adapter
+from cloc.mllm.answering import generate
 from cloc.mllm.boxtext import box_to_text, write_region
 from cloc.mllm.chat import collate
 from cloc.mllm.conversation import Conversation, Task, Turn
@@ -203,6 +204,20 @@ def test_an_image_is_read_once(folder, monkeypatch):
     talk.restart()
     assert talk.ask("where is the red key?").text == PLACE
     assert not calls
+
+
+def test_answers_of_different_lengths_end_by_themselves(folder):
+    """Together as alone, though those that have ended are let go of on the way."""
+    adapter = load_adapter(folder / "adapter")
+    chat, pixels = adapter.chat(), torch.from_numpy(letterbox(draw(), size=64)[0])[None]
+    prompts = [chat.prompt(each, key="a") for each in [*lessons(), *lessons()[::-1]]]
+    options = {"max_tokens": 40, "precision": "float32"}
+    features, widths = adapter.features(pixels), []
+    adapter.decoder.register_forward_hook(lambda *_: widths.append(len(_[2].last_hidden_state)))
+    together = generate(adapter, chat, prompts, features, images=[0] * len(prompts), **options)
+    assert together == [each.turns[-1].answer for each in [*lessons(), *lessons()[::-1]]]
+    assert (widths[0], widths[1], widths[-1]) == (1, 10, 2)
+    assert together == [generate(adapter, chat, [prompt], features, **options)[0] for prompt in prompts]
 
 
 def one_line(error: BaseException | None) -> str:

@@ -114,8 +114,11 @@ def load_adapter(
         ConfigError: the folder holds none, or its language model cannot be loaded.
     """
     folder = Path(folder)
-    about = _about(folder)
-    adapter = _load_named(folder, about, dtype=dtype) if about["language_model"] else _load_whole(folder, about)
+    about, kernel = _about(folder), "eager" if torch.device(device).type == "cpu" else "sdpa"
+    if about["language_model"]:
+        adapter = _load_named(folder, about, dtype=dtype, kernel=kernel)
+    else:
+        adapter = _load_whole(folder, about, kernel=kernel)
     adapter.parts.requires_grad_(False).eval()
     return adapter.to(device)
 
@@ -176,10 +179,10 @@ def _about(folder: Path) -> dict[str, Any]:
     return dict(about)
 
 
-def _load_whole(folder: Path, about: dict[str, Any]) -> Adapter:
+def _load_whole(folder: Path, about: dict[str, Any], *, kernel: str) -> Adapter:
     try:
         with quiet():
-            model = LlavaForConditionalGeneration.from_pretrained(str(folder), attn_implementation="eager")
+            model = LlavaForConditionalGeneration.from_pretrained(str(folder), attn_implementation=kernel)
             tokenizer = AutoTokenizer.from_pretrained(str(folder))
     except (OSError, ValueError) as error:
         raise ConfigError(f"{folder}: the adapter cannot be loaded: {str(error).splitlines()[0]}") from None
@@ -187,10 +190,10 @@ def _load_whole(folder: Path, about: dict[str, Any]) -> Adapter:
     return Adapter(model, tokenizer, about["pixel_mean"], about["pixel_std"], sampler=sampler)
 
 
-def _load_named(folder: Path, about: dict[str, Any], *, dtype: torch.dtype) -> Adapter:
+def _load_named(folder: Path, about: dict[str, Any], *, dtype: torch.dtype, kernel: str) -> Adapter:
     name = about["language_model"]
-    tower = load_tower(folder / _TOWER, images=folder)
-    _, decoder = load_decoder(name, regions=about["region_sampler"] is not None, dtype=dtype)
+    tower = load_tower(folder / _TOWER, images=folder, kernel=kernel)
+    _, decoder = load_decoder(name, regions=about["region_sampler"] is not None, dtype=dtype, kernel=kernel)
     tokenizer = AutoTokenizer.from_pretrained(str(folder))
     model, lora = assemble(tower, decoder, tokenizer), None
     _load_weights(model.model.multi_modal_projector, folder / _PROJECTOR)

@@ -29,8 +29,9 @@ $(READY): requirements.lock pyproject.toml
 demo: $(READY)
 	@$(BIN)/cloc run --out runs/demo
 
+# By file: tests of one file share a pipeline run or a model (xdist's groups do nothing under pytest 9.2).
 test: $(READY) lint
-	@$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow and not gpu and not cluster"
+	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu and not cluster"
 
 test-slow: $(READY)
 	@$(BIN)/python -m pytest -m slow

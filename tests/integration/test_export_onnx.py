@@ -25,9 +25,6 @@ from cloc.model.factory import AnyCLOCModel
 from cloc.model.modeling import CLOCModel, CLOCSiglipModel
 from cloc.model.processing import CLOCProcessor, train_tokenizer
 
-# One worker: the export that most of these share is made once.
-pytestmark = pytest.mark.xdist_group("onnx")
-
 WORDS = ["a red apple", "a blue key"]
 VOCABULARY = 530
 

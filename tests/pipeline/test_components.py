@@ -22,8 +22,6 @@ from components.teachers.component import teachers
 from components.validation.component import validation
 from tests.pipeline import toy
 
-pytestmark = pytest.mark.xdist_group("components")
-
 
 class Folder:
     """Artifacts of a run, made as KFP makes them: a URI under the task's root, nothing there yet."""

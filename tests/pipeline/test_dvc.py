@@ -28,7 +28,6 @@ STAGE_OF = {
 }
 TRAINING = {"cloc", "clip_equal_steps", "clip_equal_compute"}
 ADAPTERS = {"adapter_tuning@clip", "adapter_tuning@cloc"}
-pytestmark = pytest.mark.xdist_group("dvc")
 
 
 def _stages() -> dict[str, Any]:

@@ -34,9 +34,9 @@ TITLES = (
     "Registration (gate)",
     "MLLM adapter on CLIP",
     "MLLM adapter on CLOC",
+    "MLLM adapter on CLOC, Prompter as sampler",
     "Summary",
 )
-pytestmark = pytest.mark.xdist_group("dag")
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ def test_stages_are_children_of_one_mlflow_run(whole: Ended, folder: Path) -> No
         [experiment.experiment_id], filter_string=f"tags.`mlflow.parentRunId` = '{runs[0].info.run_id}'"
     )
     names = [run.data.tags["cloc.stage"] for run in children]
-    assert (len(names), names.count("pretraining"), names.count("adapter_tuning")) == (12, 3, 2)
+    assert (len(names), names.count("pretraining"), names.count("adapter_tuning")) == (13, 3, 3)
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,7 @@ import torch
 from transformers import (
     AutoModelForCausalLM,
     CLIPModel,
+    GPT2Config,
     GPTNeoXConfig,
     LlamaConfig,
     PhiConfig,
@@ -143,6 +144,8 @@ def decoder_config(kind: str, *, vocab_size: int) -> PreTrainedConfig:
         "gpt_neox": GPTNeoXConfig,
         "phi": PhiConfig,
     }
+    if kind == "gpt2":
+        return GPT2Config(n_embd=32, n_layer=2, n_head=2, n_positions=320, vocab_size=vocab_size, initializer_range=0.3)
     extra: dict[str, Any] = {"qwen2": {"num_key_value_heads": 1, "tie_word_embeddings": True}}.get(kind, {})
     return configs[kind](**sizes, **extra)
 

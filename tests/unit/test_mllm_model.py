@@ -1,5 +1,7 @@
 """The model: what the decoder reads, what the loss counts, what is trained, greedy answers, region samplers."""
 
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ from transformers import MambaConfig, MambaForCausalLM
 
 from cloc.config.schema import AdapterConfig
 from cloc.errors import ClocError, ConfigError
+from cloc.mllm import building
 from cloc.mllm.answering import generate
 from cloc.mllm.building import load_tower, make_adapter, name_adapter
 from cloc.mllm.chat import IGNORED, attention_mask, collate
@@ -297,7 +300,7 @@ def test_answers_end_at_the_end_token_and_at_the_context(adapter):
     assert len(calls) == 2
 
 
-@pytest.mark.parametrize("kind", ["llama", "qwen2", "gpt_neox", "phi"])
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "gpt_neox", "phi", "gpt2"])
 def test_any_causal_language_model(encoder, tmp_path, kind):
     """LoRA in its own attention layers, packs as alone, answers as by plain generation."""
     config = CONFIG.model_copy(
@@ -314,6 +317,7 @@ def test_any_causal_language_model(encoder, tmp_path, kind):
             "qwen2": {"q_proj", "k_proj", "v_proj", "o_proj"},
             "gpt_neox": {"query_key_value", "dense"},
             "phi": {"q_proj", "k_proj", "v_proj", "dense"},
+            "gpt2": {"c_attn", "c_proj"},
         }[kind]
     )
     assert not [name for name, _ in adapter.tower.named_parameters() if "lora_" in name]
@@ -386,6 +390,18 @@ def test_what_cannot_be_built_is_told(encoder, tmp_path):
     with pytest.raises(ConfigError) as error:
         name_adapter(encoder, CONFIG.model_copy(update={"language_model": str(tmp_path / "mamba")}), device=CPU)
     assert "takes no positions" in one_line(error)
+
+
+def test_a_decoder_without_attention_layers_is_told(adapter):
+    adapter.decoder.layers = torch.nn.ModuleList()
+    with pytest.raises(ConfigError) as error:
+        building._add_lora(adapter.model, rank=4, name="some-llm")
+    assert "no linear attention layers in some-llm" in one_line(error)
+
+
+def test_formats_travel_to_other_processes(adapter):
+    chat = pickle.loads(pickle.dumps(adapter.chat()))
+    assert chat.encode([a_talk()], key="a").ids == adapter.chat().encode([a_talk()], key="a").ids
 
 
 def test_a_prompter_needs_trained_region_parts(encoder, tmp_path):

@@ -99,7 +99,9 @@ def test_the_saved_processor_makes_our_prompts(encoder, tmp_path):
     assert made["input_ids"][0].tolist().count(adapter.chat().image_id) == ids.count(adapter.chat().image_id) == 17
 
 
-@pytest.mark.parametrize(("kind", "rank"), [("llama", 4), ("llama", 0), ("qwen2", 4), ("gpt_neox", 4), ("phi", 4)])
+@pytest.mark.parametrize(
+    ("kind", "rank"), [("llama", 4), ("llama", 0), ("qwen2", 4), ("gpt_neox", 4), ("phi", 4), ("gpt2", 4)]
+)
 def test_a_named_decoder_loads_with_transformers_and_peft_alone(encoder, tmp_path, kind, rank):
     """By the very lines that the folder's README has."""
     llm = tiny.save_decoder(tmp_path / "llm", kind)

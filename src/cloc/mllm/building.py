@@ -201,6 +201,10 @@ def load_decoder(name: str, *, regions: bool, dtype: torch.dtype, kernel: str = 
 def assemble(tower: Tower, decoder: Any, tokenizer: Any) -> LlavaForConditionalGeneration:
     """Puts loaded parts together; nothing is allocated twice. The projector is new."""
     vision = tower.model.config
+    # LLaVA knows tied words by one name; elsewhere (GPT-2) they stay one tensor without being told.
+    decoder.config.tie_word_embeddings = bool(decoder.config.tie_word_embeddings) and hasattr(
+        decoder.base_model, "embed_tokens"
+    )
     config = LlavaConfig(
         vision_config=vision,
         text_config=decoder.config,
@@ -209,7 +213,7 @@ def assemble(tower: Tower, decoder: Any, tokenizer: Any) -> LlavaForConditionalG
         # The paper's spatial tokens: the last block's output (with [CLS]), before the last norm (METHOD, Model).
         vision_feature_layer=-1,
         vision_feature_select_strategy="full",
-        tie_word_embeddings=bool(decoder.config.tie_word_embeddings),
+        tie_word_embeddings=decoder.config.tie_word_embeddings,
     )
     with torch.device("meta"):
         model = LlavaForConditionalGeneration(config)

@@ -83,7 +83,8 @@ class _Session:
             body = {"question": question, "asked_boxes": asked, "answer": answer.text, "boxes": found}
             click.echo(json.dumps({**body, "image_size": [width, height]}, ensure_ascii=False))
         else:
-            click.echo(answer.text or "(no answer)")
+            # What a model writes may be anything: no control codes for the terminal.
+            click.echo("".join(char if char.isprintable() else " " for char in answer.text) or "(no answer)")
             for box in found:
                 click.echo("  box in pixels: " + ",".join(map(str, box)))
         if self._draw_to:

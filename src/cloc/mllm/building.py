@@ -248,9 +248,13 @@ def _add_lora(model: LlavaForConditionalGeneration, *, rank: int, name: str) -> 
             "trains the projector alone"
         )
     names = "|".join(re.escape(layer) for layer in layers)
-    return get_peft_model(
-        model, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=rf".*language_model\.(.*\.)?({names})")
+    settings = LoraConfig(
+        r=rank,
+        lora_alpha=2 * rank,
+        target_modules=rf".*language_model\.(.*\.)?({names})",
+        fan_in_fan_out=any(isinstance(part, Conv1D) for part in model.model.language_model.modules()),
     )
+    return get_peft_model(model, settings)
 
 
 def _check_decoder(decoder: Any, *, name: str) -> None:

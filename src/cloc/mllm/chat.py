@@ -106,7 +106,8 @@ class ChatFormat:
         self.region_id = tokenizer.get_vocab().get(REGION_TOKEN)
         if not tokenizer.chat_template:
             raise ConfigError(
-                f"adapter.language_model: the tokenizer of {name} has no chat template; name an instruction-tuned model"
+                f"adapter.language_model: the tokenizer of {name} has no chat template; name an "
+                "instruction-tuned model, or put a chat_template.jinja into its folder"
             )
         before, *_, after = self._render(1)
         self.before, self.end_id = self._expand(before), self._end(after)

@@ -45,6 +45,7 @@ _README = """\
 With plain transformers and peft:
 
 ```python
+import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, {tower}, LlavaConfig, LlavaForConditionalGeneration
 
@@ -55,9 +56,11 @@ if len(tokenizer) > words:  # placeholders
     decoder.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     for layer in (decoder.get_input_embeddings(), decoder.get_output_embeddings()):
         layer.weight.data[words:] = 0
-model = LlavaForConditionalGeneration(LlavaConfig.from_pretrained(folder)).to(decoder.dtype)
+with torch.device("meta"):
+    model = LlavaForConditionalGeneration(LlavaConfig.from_pretrained(folder))
 model.model.vision_tower = {tower}.from_pretrained(folder + "/vision_tower")
-model.model.multi_modal_projector.float().load_state_dict(load_file(folder + "/projector.safetensors"))
+projector = model.model.multi_modal_projector.to_empty(device="cpu")
+projector.load_state_dict(load_file(folder + "/projector.safetensors"))
 model.model.language_model, model.lm_head = decoder.base_model, decoder.get_output_embeddings()
 {lora}model.eval()
 ```

@@ -171,6 +171,8 @@ def test_features_kept_are_features_made(encoder):
     kept, same = adapter.answer_loss(collate(None, packs, pad_id=0), adapter.features(pixels))
     assert torch.equal(loss, kept)
     assert torch.equal(tokens, same)
+    half, _ = adapter.answer_loss(collate(None, packs, pad_id=0), adapter.features(pixels).bfloat16())
+    torch.testing.assert_close(half, loss, rtol=1e-2, atol=0)
 
 
 def test_spatial_tokens_are_the_papers_layer(adapter, encoder, siglip):

@@ -153,7 +153,7 @@ class Adapter:
 
         Args:
             ids_BL: token ids.
-            features_BND: `features` of each row's image.
+            features_BND: `features` of each row's image, in any precision.
             regions_K4: boxes of the region tokens of `ids_BL`, in their order row by row.
             region_rows_K: the row of each.
 
@@ -161,7 +161,7 @@ class Adapter:
             (B, L, D): words, the projected image at the image tokens, regions at the region tokens.
         """
         embeds_BLD = self.words(ids_BL)
-        image_BND = self.model.model.multi_modal_projector(features_BND)
+        image_BND = self.model.model.multi_modal_projector(features_BND.float())
         embeds_BLD = _put(embeds_BLD, ids_BL == self._id(IMAGE_TOKEN), image_BND.flatten(0, 1))
         if self.sampler is not None and not len(regions_K4) and torch.is_grad_enabled():
             return embeds_BLD + self.sampler.idle().to(embeds_BLD.dtype)
@@ -186,7 +186,7 @@ class Adapter:
             )
         if self.model.config.vision_config.model_type == "siglip_vision_model":  # whose Prompter reads normed tokens
             features_BND = self.tower.post_layernorm(features_BND)  # type: ignore[operator]  # a module
-        embeds_KD: Tensor = self.sampler(features_BND, regions_K4, images_K)
+        embeds_KD: Tensor = self.sampler(features_BND.float(), regions_K4, images_K)
         return embeds_KD
 
     def put_regions(self, embeds_BLD: Tensor, ids_BL: Tensor, regions_KD: Tensor | None) -> Tensor:

@@ -163,8 +163,9 @@ def test_roi_align_weighs_by_overlap(encoder):
     torch.testing.assert_close(read, (patches[2, 1] + 0.5 * patches[2, 2]) / 1.5)
 
 
-def test_features_kept_are_features_made(encoder):
-    adapter = tiny.make_tiny(encoder, region_sampler="prompter")
+@pytest.mark.parametrize("family", ["encoder", "siglip"])
+def test_features_kept_are_features_made(family, request):
+    adapter = tiny.make_tiny(request.getfixturevalue(family), region_sampler="prompter")
     chat, pixels = adapter.chat(), tiny.noise(2)
     packs = [chat.encode([a_refer(tokens=True), a_ground()], key="a"), chat.encode([a_talk(tokens=True)], key="b")]
     loss, tokens = adapter.answer_loss(collate(list(pixels), packs, pad_id=0))

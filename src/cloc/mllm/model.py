@@ -184,9 +184,10 @@ class Adapter:
             raise ValueError(
                 f"{len(regions_K4)} regions for a model without a region sampler; encode with its own chat"
             )
+        features_BND = features_BND.float()
         if self.model.config.vision_config.model_type == "siglip_vision_model":  # whose Prompter reads normed tokens
             features_BND = self.tower.post_layernorm(features_BND)  # type: ignore[operator]  # a module
-        embeds_KD: Tensor = self.sampler(features_BND.float(), regions_K4, images_K)
+        embeds_KD: Tensor = self.sampler(features_BND, regions_K4, images_K)
         return embeds_KD
 
     def put_regions(self, embeds_BLD: Tensor, ids_BL: Tensor, regions_KD: Tensor | None) -> Tensor:

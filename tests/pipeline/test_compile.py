@@ -98,7 +98,7 @@ def test_gates_come_before_what_they_guard(spec: dict[str, Any]) -> None:
     tasks = spec["root"]["dag"]["tasks"]
     for name in ("pretraining", "pretraining-2", "pretraining-3"):
         assert "validation" in tasks[name]["dependentTasks"]
-    for name in ("adapter-tuning", "adapter-tuning-2"):
+    for name in ("adapter-tuning", "adapter-tuning-2", "adapter-tuning-3"):
         assert "registration" in tasks[name]["dependentTasks"]
 
 

@@ -271,11 +271,20 @@ def test_evaluation_registration_adapter_and_summary(
     assert "min_region_gain" in capsys.readouterr().err.splitlines()[-1]
     labels = {"data": data, "captions": captions, "regions": regions}
     adapter, metrics = new("adapter", dsl.Model), new("adapter_metrics", dsl.Metrics)
+    answers = new("adapter.html", dsl.HTML)
     adapter_tuning.python_func(
-        parameters=given["adapter_tuning"], **labels, encoder=models["cloc"], adapter=adapter, metrics=metrics
+        parameters=given["adapter_tuning"],
+        **labels,
+        encoder=models["cloc"],
+        adapter=adapter,
+        report=new("adapter_report"),
+        page=answers,
+        metrics=metrics,
     )
     assert "mllm/refer/accuracy" in metrics.metadata
+    assert "refers, word for word" in Path(answers.path).read_text()
     results, page, figures = new("results"), new("page.md", dsl.Markdown), new("figures", dsl.Metrics)
+    side_by_side = new("answers.html", dsl.HTML)
     summary.python_func(
         **labels,
         **models,
@@ -286,12 +295,15 @@ def test_evaluation_registration_adapter_and_summary(
         receipt=report,
         clip_adapter=adapter,
         cloc_adapter=adapter,
+        sampler_adapter=adapter,
         results=results,
         page=page,
+        answers=side_by_side,
         metrics=figures,
     )
     text = Path(page.path).read_text()
     assert "region mAcc" in text
-    assert "refer accuracy" in text
+    assert "refers, word for word" in text
+    assert "CLOC, Prompter as sampler" in Path(side_by_side.path).read_text()
     assert "region mAcc/CLOC" in figures.metadata
     assert json.loads((Path(results.path) / "summary.json").read_text())["places"]["model"] == models["cloc"].path

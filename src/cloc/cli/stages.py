@@ -189,10 +189,25 @@ def register(evaluation: str, model: str, out: str, **settings: Any) -> None:
 @_data
 @_captions
 @_regions
-@click.option("--encoder", required=True, help="Folder of the vision encoder (CLOC or CLIP).")
+@click.option("--encoder", required=True, help="Folder of the vision encoder (CLOC, CLIP or SigLIP).")
 @click.option("--out", required=True, help="Folder of the adapter.")
+@click.option("--report", default="", help="Folder of the report on its answers; by default report/ of --out.")
+@click.option(
+    "--region-sampler",
+    type=click.Choice(["setting", "none", "roi_align", "prompter"]),
+    default="setting",
+    help="What embeds the boxes of questions, in place of adapter.region_sampler.",
+)
 @settings_options
-def tune(data: str, captions: str, regions: str, encoder: str, out: str, **settings: Any) -> None:
-    """Tune an MLLM adapter on referring and grounding, and measure it."""
-    inputs = {"data": data, "captions": captions, "regions": regions, "encoder": encoder}
-    run_stage("adapter_tuning", resolve(**settings), inputs=inputs, outputs={"adapter": out})
+def tune(
+    data: str, captions: str, regions: str, encoder: str, out: str, report: str, region_sampler: str, **settings: Any
+) -> None:
+    """Tune an MLLM adapter on referring and grounding, ask it about test images, and report."""
+    inputs = {
+        "data": data,
+        "captions": captions,
+        "regions": regions,
+        "encoder": encoder,
+        "region_sampler": region_sampler,
+    }
+    run_stage("adapter_tuning", resolve(**settings), inputs=inputs, outputs={"adapter": out, "report": report})

@@ -13,6 +13,7 @@ from cloc.config.base import Section
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
 NonNegative = Annotated[int, Field(ge=0)]
+Weight = Annotated[float, Field(ge=0)]
 Names = Annotated[tuple[str, ...], Field(strict=False)]
 RegionReaders = Annotated[
     tuple[Literal["crop", "roi_align", "masked", "prompter", "region_head"], ...], Field(strict=False)
@@ -688,6 +689,36 @@ class DecoderConfig(TowerConfig):
     """Entries of the vocabulary that is trained on the instructions."""
 
 
+class InstructionsConfig(Section):
+    """What an adapter is asked: how often, relative to the others; 0 never. The evaluation asks what is above 0."""
+
+    describe: Weight = 0.5
+    """The image in a caption."""
+    refer: Weight = 2.0
+    """What a region shows."""
+    attribute: Weight = 1.0
+    """How a region's object looks."""
+    relation: Weight = 0.5
+    """Where a region lies as seen from another one."""
+    count: Weight = 0.5
+    """How many of a kind there are, in the image or in a region."""
+    ground: Weight = 2.0
+    """The box of a phrase."""
+    ground_all: Weight = 0.5
+    """The boxes of all that a phrase fits."""
+    absent: Weight = 0.5
+    """The box of what is not there."""
+    grounded_caption: Weight = 0.5
+    """The image in a caption, with boxes."""
+    verify: Weight = 1.0
+    """Yes or no, about the image or a region."""
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """By the name of the task."""
+        return {name: float(value) for name, value in self.model_dump().items()}
+
+
 class AdapterConfig(Section):
     """Stage: a LLaVA-style model that refers and grounds, on the frozen encoder."""
 
@@ -698,8 +729,13 @@ class AdapterConfig(Section):
     """Rank of LoRA on a named language model; 0 trains the projector only. A made one is trained whole."""
     region_sampler: RegionSamplerKind = "none"
     """What stands for a region behind its box: nothing, the encoder's Prompter, or the mean of the tokens under it."""
+    tasks: InstructionsConfig = InstructionsConfig()
     steps: Positive = 2000
     """Optimiser steps."""
+    align_steps: NonNegative = 0
+    """How many of them come first and train projector and region sampler alone, as LLaVA's stage 1."""
+    align_learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    """Peak learning rate of these."""
     batch_size: Positive = 32
     """Images a step."""
     questions: Positive = 8
@@ -707,11 +743,24 @@ class AdapterConfig(Section):
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
     """Peak learning rate."""
     warmup_steps: NonNegative = 50
-    """Steps of linear warm-up; cosine decay to zero after."""
+    """Steps of linear warm-up of each stage; cosine decay to zero after."""
+    train_encoder: bool = False
+    """Whether the vision tower is trained, too, after `align_steps`."""
+    encoder_learning_rate: Annotated[float, Field(gt=0)] = 2e-6
+    """Peak learning rate of the vision tower."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory for a third more time."""
+    grouping: Literal["length", "none"] = "length"
+    """Batches of conversations of like length, which hold less padding."""
+    cache_gigabytes: Annotated[float, Field(ge=0)] = 1.0
+    """Features of all training images are kept in so much memory at most, where the encoder is frozen and images come
+    more than once; 0 keeps none."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """As in `train.precision`."""
     seed: NonNegative = 0
     """Seed of weights, order and templates."""
+    repeats: Positive = 1
+    """How many are tuned alike, with seeds `seed`, `seed` + 1 and so on; the report shows how far they differ."""
     eval_images: Positive = 300
     """Test images of the adapter's evaluation at most."""
     eval_batch_size: Positive = 64

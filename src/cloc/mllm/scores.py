@@ -101,9 +101,7 @@ class Row:
         if not self.runs:
             raise ConfigError(f"{self.name}: no answers to compare")
         if any([_identity(item) for item in run] != self.questions for run in self.runs):
-            raise ConfigError(
-                f"{self.name}: its seeds were asked different questions; tune them alike"
-            )
+            raise ConfigError(f"{self.name}: its seeds were asked different questions; tune them alike")
 
 
 def _identity(item: Prediction) -> tuple[str, str, str, str]:

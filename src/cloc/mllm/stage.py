@@ -1,38 +1,45 @@
-"""Stage `adapter_tuning`: tunes a LLaVA-style model on the frozen encoder, and says how well it refers and grounds.
+"""Stage `adapter_tuning`: tunes a LLaVA-style model on an encoder, asks it about test images, and reports.
 
-Same seed, data and steps for every encoder, so that the results of two encoders compare. Written to the output:
-the model (see `cloc.mllm.model`), metrics.jsonl, results.json, predictions.jsonl, gallery.html.
+Same seed, data, steps and questions for every encoder, so that what two encoders lead to compares. Written to the
+output: the model (see `cloc.mllm.saving`), metrics.jsonl, predictions.jsonl, pictures/, results.json, and the same in
+`seeds/` where it is tuned several times; beside it the report (see `cloc.mllm.report`).
 """
 
-import itertools
 import json
-import math
-import zlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from transformers.utils.logging import disable_progress_bar
 
 from cloc.config import Config
 from cloc.config.schema import AdapterConfig
-from cloc.data.dataset import Dataset, LabeledSample, resolve_split
+from cloc.data.dataset import Dataset
+from cloc.data.transforms import Picture as EncodedPicture
 from cloc.errors import ConfigError, DataError
-from cloc.mllm import evaluation, stream
-from cloc.mllm.chat import ChatFormat
-from cloc.mllm.gallery import write_gallery
-from cloc.mllm.instructions import TEMPLATES, plain
-from cloc.mllm.model import Adapter, make_adapter, name_adapter, save_adapter
+from cloc.mllm import report, scores, stream
+from cloc.mllm.building import make_adapter, name_adapter
+from cloc.mllm.evaluation import Questions, evaluate
+from cloc.mllm.features import known_features, pays
+from cloc.mllm.instructions import PhrasePool, bare_wordings, evaluation_conversations, plain
+from cloc.mllm.judging import write_predictions
+from cloc.mllm.model import Adapter
+from cloc.mllm.saving import save_adapter
+from cloc.mllm.splits import Splits, open_splits
 from cloc.mllm.tokenizer import train_tokenizer
 from cloc.mllm.tuning import TuningReport, tune
 from cloc.stage import StageResult
 
 STAGE = "adapter_tuning"
-METRICS, RESULTS, PREDICTIONS, GALLERY = "metrics.jsonl", "results.json", "predictions.jsonl", "gallery.html"
-_VOCABULARY_SHARDS = 16  # region texts of so many shards train a made decoder's tokenizer
+METRICS, RESULTS = "metrics.jsonl", "results.json"
+_VOCABULARY_SHARDS = 16  # texts of so many shards train a made decoder's tokenizer, and fill the pool of phrases
 _PICTURES = 24
-_HELD_OUT = 10  # of a data set without a test split, one image in so many is kept for the test
+_SETTING = ("", "setting")
 
 
 @dataclass(frozen=True)
@@ -43,12 +50,14 @@ class Inputs:
         data: a data set, or a collection with a train and a test split.
         captions, regions: folders (or `s3://` prefixes) with the tables of the training split.
         encoder: model folder of pre-training.
+        region_sampler: in place of `adapter.region_sampler`; "" or "setting" takes that.
     """
 
     data: str
     captions: str
     regions: str
     encoder: str
+    region_sampler: str = ""
 
 
 @dataclass(frozen=True)
@@ -57,24 +66,11 @@ class Outputs:
 
     Attributes:
         adapter: folder.
+        report: folder of the report; empty: `report/` of the adapter's.
     """
 
     adapter: str
-
-
-@dataclass(frozen=True)
-class _Splits:
-    """Training and test data; `held_out` when both are parts of one data set, told apart by the key."""
-
-    train: Dataset
-    test: Dataset
-    held_out: bool
-
-    def train_filter(self, sample: LabeledSample) -> bool:
-        return not self.held_out or not _is_held_out(sample)
-
-    def test_samples(self) -> Iterator[LabeledSample]:
-        return (sample for sample in self.test.read_all() if not self.held_out or _is_held_out(sample))
+    report: str = ""
 
 
 def run(config: Config, *, inputs: Inputs, outputs: Outputs) -> StageResult:
@@ -82,53 +78,37 @@ def run(config: Config, *, inputs: Inputs, outputs: Outputs) -> StageResult:
 
     Raises:
         ConfigError: the encoder or the language model cannot be used.
-        DataError: a split is missing, or has no regions to ask about.
+        DataError: a split is missing, nothing can be asked about it, or a test image is in the training data.
         TrainingError: the loss is not finite.
     """
-    settings, folder = config.adapter, Path(outputs.adapter)
-    folder.mkdir(parents=True, exist_ok=True)
-    splits, objective = _open(config, inputs), _objective(inputs.encoder)
+    settings, folder = _settings(config.adapter, inputs), Path(outputs.adapter)
+    splits = open_splits(config.data, data=inputs.data, captions=inputs.captions, regions=inputs.regions)
     disable_progress_bar()  # this stage tells its progress itself
-    print(f"adapter: loading the encoder ({objective}) and its decoder", flush=True)
-    device = _device(settings)
-    adapter = _build(settings, inputs.encoder, splits.train, device=device)
-    adapter.model.to(device)
-    chat = ChatFormat(
-        adapter.tokenizer,
-        image_tokens=adapter.image_tokens,
-        context_length=adapter.context_length,
-        name=adapter.name,
-    )
-    batches = stream.batches(
-        splits.train,
-        chat,
-        stream.StreamSettings(
-            image_size=adapter.image_size,
-            batch_size=settings.batch_size,
-            questions=settings.questions,
-            seed=settings.seed,
-        ),
-        keep=splits.train_filter,
-    )
-    report = tune(adapter, batches, settings, metrics=folder / METRICS)
-    save_adapter(adapter, folder, about={"encoder_objective": objective, "steps": settings.steps})
-    scores = _evaluate(adapter, chat, splits, settings, folder, title=f"Adapter on the {objective} encoder")
-    return _result(scores, report, objective=objective, encoder=inputs.encoder, splits=splits, folder=folder)
+    about = {
+        "encoder": Path(inputs.encoder).name,
+        "encoder_objective": _objective(inputs.encoder),
+        "data": splits.train.digest,
+        "test": splits.test_name,
+    }
+    reports = []
+    for number in range(settings.repeats):
+        seeded = settings.model_copy(update={"seed": settings.seed + number, "repeats": 1})
+        place = folder if not number else folder / report.SEEDS / str(seeded.seed)
+        reports.append(_tune(seeded, inputs.encoder, splits, place, about=about))
+    name = f"{about['encoder_objective']} encoder"
+    page = Path(outputs.report or folder / "report")
+    comparison = report.write_report({name: folder}, page, title=f"MLLM adapter on the {name}")
+    return _result(comparison, reports, name=name, about=about, folder=folder, page=page)
 
 
-def _open(config: Config, inputs: Inputs) -> _Splits:
-    if not config.data.test_splits:
-        raise ConfigError("data.test_splits is empty; name the split that the adapter is evaluated on")
-    train = resolve_split(inputs.data, config.data.train_split)
-    test = resolve_split(inputs.data, config.data.test_splits[0])
-    labelled = Dataset.open(train, captions=inputs.captions, regions=inputs.regions)
-    if train == test:
-        return _Splits(labelled, labelled, held_out=True)
-    return _Splits(labelled, Dataset.open(test), held_out=False)
-
-
-def _is_held_out(sample: LabeledSample) -> bool:
-    return zlib.crc32(sample.sample.key.encode()) % _HELD_OUT == 0
+def _settings(settings: AdapterConfig, inputs: Inputs) -> AdapterConfig:
+    if inputs.region_sampler in _SETTING:
+        return settings
+    values = settings.model_dump() | {"region_sampler": inputs.region_sampler}
+    try:
+        return AdapterConfig.model_validate(values)
+    except ValueError:
+        raise ConfigError(f"region_sampler: {inputs.region_sampler!r} is none of none, roi_align, prompter") from None
 
 
 def _objective(encoder: str) -> str:
@@ -137,106 +117,135 @@ def _objective(encoder: str) -> str:
     try:
         return str(json.loads(path.read_text())["objective"])
     except FileNotFoundError:
-        return "not recorded"
+        return "given"
     except (KeyError, ValueError) as error:
         raise ConfigError(f"{path}: not a record of pre-training ({type(error).__name__}: {error})") from None
 
 
-def _device(settings: AdapterConfig) -> torch.device:
+def _tune(
+    settings: AdapterConfig, encoder: str, splits: Splits, folder: Path, *, about: dict[str, Any]
+) -> TuningReport:
+    """Tunes with one seed, and asks."""
+    folder.mkdir(parents=True, exist_ok=True)
+    sampler = "" if settings.region_sampler == "none" else f", region sampler {settings.region_sampler}"
+    print(f"adapter: {about['encoder_objective']} encoder{sampler}, seed {settings.seed}", flush=True)
+    pool = PhrasePool.of(_region_texts(splits.train))
+    adapter = _build(settings, encoder, splits.train)
+    chat, tokens = adapter.chat(), adapter.sampler is not None
+    adapter.trainable("tune", train_encoder=settings.train_encoder)
+    known = None
+    if pays(adapter, settings, images=splits.train.manifest.images):
+        known = known_features(adapter, splits.train, settings, keep=splits.is_trained_on)
+    steps = stream.batches(
+        splits.train,
+        chat,
+        pool,
+        stream.StreamSettings(
+            image_size=adapter.image_size,
+            batch_size=settings.batch_size,
+            questions=settings.questions,
+            tasks=settings.tasks.weights,
+            region_tokens=tokens,
+            seed=settings.seed,
+            by_length=settings.grouping == "length",
+        ),
+        keep=splits.is_trained_on,
+    )
+    told = tune(adapter, steps, settings, metrics=folder / METRICS, known=known)
+    made = settings.model_dump(mode="json", exclude={"repeats", "eval_images", "eval_batch_size", "log_every"})
+    save_adapter(adapter, folder, about={**about, "seed": settings.seed, "settings": made})
+    _ask(adapter, settings, splits, pool, folder)
+    return told
+
+
+def _build(settings: AdapterConfig, encoder: str, train: Dataset) -> Adapter:
     if settings.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("adapter.device is cuda, but there is no usable GPU here; set it to auto or cpu")
-    name = "cuda" if settings.device != "cpu" and torch.cuda.is_available() else "cpu"
-    return torch.device(name)
-
-
-def _build(settings: AdapterConfig, encoder: str, train: Dataset, *, device: torch.device) -> Adapter:
+    device = torch.device("cuda" if settings.device != "cpu" and torch.cuda.is_available() else "cpu")
     if settings.language_model:
-        return name_adapter(encoder, settings, device=device)
+        return name_adapter(encoder, settings, device=device).to(device)
     decoder = settings.decoder
     tokenizer = train_tokenizer(_texts(train), vocab_size=decoder.vocab_size, context_length=decoder.context_length)
-    return make_adapter(encoder, tokenizer, decoder, seed=settings.seed)
+    made = make_adapter(encoder, tokenizer, decoder, seed=settings.seed, region_sampler=settings.region_sampler)
+    return made.to(device)
 
 
 def _texts(train: Dataset) -> Iterator[str]:
-    for wordings in TEMPLATES.values():
-        for wording in wordings:
-            yield from [wording.format(box="", phrase="")] * 100
+    for wording in bare_wordings():
+        yield from [wording] * 100
+    yield from _region_texts(train)
+    for shard in train.manifest.shards[:_VOCABULARY_SHARDS]:
+        for rows in train.rows("captions", shard).values():
+            yield from (plain(row["text"]) for row in rows)
+
+
+def _region_texts(train: Dataset) -> Iterator[str]:
     for shard in train.manifest.shards[:_VOCABULARY_SHARDS]:
         for rows in train.rows("regions", shard).values():
             yield from (plain(row["text"]) for row in rows)
 
 
-def _evaluate(
-    adapter: Adapter, chat: ChatFormat, splits: _Splits, settings: AdapterConfig, folder: Path, *, title: str
-) -> evaluation.Scores:
-    shown: list[stream.Picture] = []
+def _ask(adapter: Adapter, settings: AdapterConfig, splits: Splits, pool: PhrasePool, folder: Path) -> None:
+    """Asks about the test images, and keeps answers and some pictures."""
+    shown: dict[str, Image.Image] = {}
 
-    def pictures() -> Iterator[stream.Picture]:
-        for sample in itertools.islice(splits.test_samples(), settings.eval_images):
+    def questions() -> Iterator[Questions]:
+        # Wordings and choices are the same whatever was tuned, and with whatever seed.
+        for number, sample in enumerate(islice(splits.test_samples(), settings.eval_images)):
             picture = stream.picture_of(sample, image_size=adapter.image_size)
             if len(shown) < _PICTURES:
-                shown.append(picture)
-            yield picture
+                shown[picture.key] = EncodedPicture(sample.sample.image).rgb()
+            rng = np.random.default_rng((0, number))
+            tokens = adapter.sampler is not None
+            asked = evaluation_conversations(
+                picture.facts, tasks=settings.tasks.weights, region_tokens=tokens, pool=pool, rng=rng
+            )
+            yield Questions(picture, asked)
 
-    predictions = list(
-        evaluation.evaluate(
-            adapter,
-            chat,
-            pictures(),
-            seed=settings.seed,
-            batch_size=settings.eval_batch_size,
-            precision=settings.precision,
-        )
+    found = evaluate(
+        adapter, adapter.chat(), questions(), batch_size=settings.eval_batch_size, precision=settings.precision
     )
-    if not predictions:
-        raise DataError(f"{splits.test.regions.url}: no test image has a region with a text; evaluation needs some")
-    scores = evaluation.score(predictions)
-    evaluation.write_predictions(predictions, folder / PREDICTIONS)
-    write_gallery(shown, predictions, scores, folder / GALLERY, title=title)
-    return scores
+    if not found:
+        raise DataError(f"{splits.test.regions.url}: nothing can be asked about any test image (adapter.tasks)")
+    write_predictions(found, folder / report.PREDICTIONS)
+    report.save_pictures(shown, folder)
 
 
 def _result(
-    scores: evaluation.Scores, report: TuningReport, *, objective: str, encoder: str, splits: _Splits, folder: Path
+    comparison: dict[str, Any],
+    reports: list[TuningReport],
+    *,
+    name: str,
+    about: dict[str, Any],
+    folder: Path,
+    page: Path,
 ) -> StageResult:
-    # JSON has no nan: a share of nothing is null.
-    numbers = {name: None if math.isnan(value) else value for name, value in asdict(scores).items()}
-    results = {
-        "encoder": Path(encoder).name,
-        "objective": objective,
-        "test": "held-out tenth" if splits.held_out else Path(splits.test.images.url).name,
-        **numbers,
-        "tuning": asdict(report),
-    }
-    (folder / RESULTS).write_text(json.dumps(results, indent=2, sort_keys=True) + "\n")
-    metrics = {
-        "mllm/refer/accuracy": scores.refer_accuracy,
-        "mllm/refer/noun_accuracy": scores.refer_noun_accuracy,
-        "mllm/ground/acc@0.5": scores.ground_accuracy,
-        "mllm/ground/iou": scores.ground_iou,
-        "mllm/ground/parse_failures": scores.parse_failures,
-        "mllm/tuning/loss": report.loss,
-        "mllm/tuning/cpu_seconds": report.cpu_seconds,
-    }
+    figures = scores.metrics(comparison, name)
+    first = reports[0]
+    tuning = {key: value for key, value in asdict(first).items() if isinstance(value, float)}
+    metrics = {**figures, **{f"mllm/tuning/{key}": value for key, value in tuning.items()}}
+    body = {**about, "seeds": len(reports), "figures": figures, "tuning": [asdict(each) for each in reports]}
+    (folder / RESULTS).write_text(json.dumps(body, indent=2, sort_keys=True) + "\n")
+    said = ", ".join(
+        f"{entry['label']} {100 * entry['scores'][name]['value']:.1f}"
+        for entry in comparison["figures"]
+        if entry["name"] in ("refer/accuracy", "refer/noun_accuracy", "ground/acc@0.5", "ground/parse_failures")
+    )
+    asked = max(entry["scores"][name]["images"] for entry in comparison["figures"])
     return StageResult(
         stage=STAGE,
-        metrics={name: value for name, value in metrics.items() if not math.isnan(value)},
+        metrics=metrics,
         counts={
-            "steps": report.steps,
-            "images": report.images,
-            "questions": report.questions,
-            "test_images": scores.n_images,
-            "refer_questions": scores.n_refer,
-            "ground_questions": scores.n_ground,
+            "steps": first.steps,
+            "images": first.images,
+            "conversations": first.conversations,
+            "answer_tokens": first.answer_tokens,
+            "test_images": asked,
         },
-        message=(
-            f"{objective} encoder: refers {100 * scores.refer_accuracy:.1f} % exactly, "
-            f"{100 * scores.refer_noun_accuracy:.1f} % by noun; grounds {100 * scores.ground_accuracy:.1f} % at "
-            f"IoU 0.5 ({100 * scores.parse_failures:.1f} % of the answers were no box)"
-        ),
+        message=f"{name} (percent): {said}",
         artifacts={
             "results": str(folder / RESULTS),
-            "predictions": str(folder / PREDICTIONS),
-            "gallery": str(folder / GALLERY),
+            "predictions": str(folder / report.PREDICTIONS),
+            "report": str(page / report.PAGE),
         },
     )

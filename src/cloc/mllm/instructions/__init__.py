@@ -9,27 +9,21 @@
 """
 
 from cloc.mllm.conversation import Task
-from cloc.mllm.instructions.drawing import test_conversations, training_conversations
+from cloc.mllm.instructions.drawing import evaluation_conversations, training_conversations
 from cloc.mllm.instructions.facts import Facts, Region, facts_of, regions_of
-from cloc.mllm.instructions.legacy import TEMPLATES, Turn, ask, questions, sampled_questions
 from cloc.mllm.instructions.pool import PhrasePool
 from cloc.mllm.instructions.templates import bare_wordings
 from cloc.mllm.instructions.words import plain
 
 __all__ = [
-    "TEMPLATES",
     "Facts",
     "PhrasePool",
     "Region",
     "Task",
-    "Turn",
-    "ask",
     "bare_wordings",
+    "evaluation_conversations",
     "facts_of",
     "plain",
-    "questions",
     "regions_of",
-    "sampled_questions",
-    "test_conversations",
     "training_conversations",
 ]

@@ -82,14 +82,14 @@ def training_conversations(
     return drawn
 
 
-def test_conversations(
+def evaluation_conversations(
     facts: Facts,
     *,
     tasks: Mapping[str, float],
     region_tokens: bool,
     pool: PhrasePool,
     rng: np.random.Generator,
-    held: bool = False,  # noqa: PT028 (what it makes is for a test; it is none)
+    held: bool = False,
 ) -> list[Conversation]:
     """The questions of the evaluation about an image.
 

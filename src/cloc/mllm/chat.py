@@ -18,7 +18,7 @@ from torch import Tensor
 
 from cloc.boxes import BoxesXYXY
 from cloc.errors import ConfigError, DataError
-from cloc.mllm.conversation import IMAGE_TOKEN, REGION_TOKEN, Conversation, Task, Turn, no_boxes
+from cloc.mllm.conversation import IMAGE_TOKEN, REGION_TOKEN, Conversation, no_boxes
 
 IGNORED = -100
 _SHARED, _PADDING = 0, -1  # segments; conversations count from 1
@@ -122,7 +122,7 @@ class ChatFormat:
         start = len(self.before)
         ids, labels, segments = list(self.before), [IGNORED] * start, [_SHARED] * start
         positions = list(range(start))
-        for number, (_, texts) in enumerate(self._tokenize(conversations, key=key), start=1):
+        for number, texts in enumerate(self._tokenize(conversations, key=key), start=1):
             frame, length = self._frame(len(texts)), len(ids)
             for (between, after), (question, answer) in zip(frame.turns, texts, strict=True):
                 asked, said = question + between, [*answer, self.end_id]
@@ -132,12 +132,12 @@ class ChatFormat:
             self._check(start + length, key=key)
             segments += [number] * length
             positions += range(start, start + length)
-        regions = [_conversation(each).regions for each in conversations] or [no_boxes()]
+        regions = [conversation.regions for conversation in conversations] or [no_boxes()]
         return Encoded(ids, labels, segments, positions, np.concatenate(regions))
 
     def prompt(self, conversation: Conversation, *, key: str) -> Prompt:
         """The ids up to the last answer. Raises DataError as `encode` does."""
-        [(conversation, texts)] = self._tokenize([conversation], key=key)
+        [texts] = self._tokenize([conversation], key=key)
         frame, ids = self._frame(len(texts)), list(self.before)
         for (between, after), (question, answer) in zip(frame.turns[:-1], texts[:-1], strict=True):
             ids += [*question, *between, *answer, self.end_id, *after]
@@ -149,7 +149,9 @@ class ChatFormat:
     def longest_answer(self, conversations: Sequence[Conversation]) -> int:
         """Tokens of the longest last answer, its end included."""
         return (
-            max(len(answer) for answer in self._texts([_conversation(each).turns[-1].answer for each in conversations]))
+            max(
+                len(answer) for answer in self._texts([conversation.turns[-1].answer for conversation in conversations])
+            )
             + 1
         )
 
@@ -162,16 +164,15 @@ class ChatFormat:
 
     def _tokenize(
         self, conversations: Sequence[Conversation], *, key: str
-    ) -> Iterator[tuple[Conversation, list[tuple[list[int], list[int]]]]]:
-        """Conversations with the ids of their questions and answers, tokenised in one go."""
-        conversations = [_conversation(each) for each in conversations]
+    ) -> Iterator[list[tuple[list[int], list[int]]]]:
+        """The ids of each conversation's questions and answers, tokenised in one go."""
         for conversation in conversations:
             self._check_regions(conversation, key=key)
         turns = [turn for conversation in conversations for turn in conversation.turns]
         answers = iter(self._texts([turn.answer for turn in turns]))
         questions = iter(self._questions([turn.question for turn in turns]))
         for conversation in conversations:
-            yield conversation, [(next(questions), next(answers)) for _ in conversation.turns]
+            yield [(next(questions), next(answers)) for _ in conversation.turns]
 
     def _texts(self, texts: Sequence[str]) -> list[list[int]]:
         ids: list[list[int]] = []
@@ -354,13 +355,3 @@ def left_padded(rows: Sequence[Sequence[int]], *, pad_id: int) -> tuple[Tensor, 
     ids = [[pad_id] * (length - len(row)) + list(row) for row in rows]
     mask = [[0] * (length - len(row)) + [1] * len(row) for row in rows]
     return torch.tensor(ids), torch.tensor(mask)
-
-
-def _conversation(item: Any) -> Conversation:
-    """Until all callers speak of conversations: a question with its answer is one."""
-    return item if isinstance(item, Conversation) else Conversation(Task.OTHER, (Turn(item.question, item.answer),))
-
-
-def collate_prompts(prompts: Sequence[Prompt], *, pad_id: int) -> tuple[Tensor, Tensor]:
-    """Until all callers use `answering.generate`."""
-    return left_padded([prompt.ids for prompt in prompts], pad_id=pad_id)

@@ -10,7 +10,6 @@ Shapes: B images, L tokens of a row, N spatial tokens, W their width, D decoder 
 tokens of a batch, V words, S side of the network input in pixels.
 """
 
-import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -236,11 +235,3 @@ def _put(embeds_BLD: Tensor, where_BL: Tensor, values_XD: Tensor) -> Tensor:
     if places != len(values_XD):
         raise ValueError(f"{places} placeholders in the ids for {len(values_XD)} embeddings")
     return embeds_BLD.masked_scatter(where_BL[..., None], values_XD.to(embeds_BLD.dtype))
-
-
-def __getattr__(name: str) -> Any:
-    """Until all callers take them from where they are now."""
-    homes = {"make_adapter": "building", "name_adapter": "building", "save_adapter": "saving", "load_adapter": "saving"}
-    if name in homes:
-        return getattr(importlib.import_module(f"cloc.mllm.{homes[name]}"), name)
-    raise AttributeError(f"module 'cloc.mllm.model' has no attribute {name!r}")

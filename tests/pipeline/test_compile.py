@@ -45,7 +45,7 @@ def test_golden(compiled: Path) -> None:
 
 def test_proto_takes_it(spec: dict[str, Any]) -> None:
     message = json_format.ParseDict(spec, PipelineSpec())
-    assert len(message.root.dag.tasks) == 14
+    assert len(message.root.dag.tasks) == 15
 
 
 def test_image_of_a_deployment(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 from PIL import Image
 
 from cloc.errors import DataError
-from cloc.evaluation import summary
+from cloc.evaluation.summary import signed
 from cloc.mllm import scores
 from cloc.mllm.conversation import Task
 from cloc.mllm.judging import Prediction, read_predictions
@@ -141,7 +141,7 @@ def _render(
 ) -> str:
     pages = environment("cloc.mllm")
     pages.filters["percent"] = lambda value: f"{100 * value:.1f}"
-    pages.filters["signed"] = summary.signed
+    pages.filters["signed"] = signed
     return pages.get_template("answers.html.j2").render(
         title=title,
         comparison=comparison,

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from cloc.errors import ConfigError
-from cloc.evaluation import statistics
+from cloc.evaluation.statistics import Estimate, difference, draws, mean_estimate
 from cloc.mllm.conversation import Task
 from cloc.mllm.instructions import plain
 from cloc.mllm.judging import Prediction, says_none
@@ -148,12 +148,12 @@ def _entry(rows: Sequence[Row], figure: Figure, source: str) -> dict[str, Any] |
     ]
     if not chosen:
         return None
-    draws_SN = statistics.draws(len(keys))
+    draws_SN = draws(len(keys))
     images_I = np.array([number[first[place].key] for place in chosen])
     estimates, scores = {}, {}
     for row in rows:
         values_RI = np.array([[float(figure.value(run[place]) or 0) for place in chosen] for run in row.runs])
-        estimate = statistics.mean_estimate(values_RI.mean(axis=0), images_I, draws_SN)
+        estimate = mean_estimate(values_RI.mean(axis=0), images_I, draws_SN)
         estimates[row.name] = estimate
         scores[row.name] = {
             "value": estimate.value,
@@ -172,8 +172,8 @@ def _entry(rows: Sequence[Row], figure: Figure, source: str) -> dict[str, Any] |
     }
 
 
-def _gap(own: statistics.Estimate, baseline: statistics.Estimate, figure: Figure) -> dict[str, Any]:
-    gap = statistics.difference(own, baseline, higher_is_better=figure.higher is not False)
+def _gap(own: Estimate, baseline: Estimate, figure: Figure) -> dict[str, Any]:
+    gap = difference(own, baseline, higher_is_better=figure.higher is not False)
     better = "" if figure.higher is None else gap.better
     return {"value": gap.value, "interval": gap.interval.to_json(), "better": better}
 

@@ -40,7 +40,7 @@ SETTINGS = {
     "adapter.decoder.width": "16",
     "adapter.decoder.layers": "1",
     "adapter.decoder.heads": "2",
-    "adapter.decoder.context_length": "128",
+    "adapter.decoder.context_length": "256",
     "adapter.decoder.vocab_size": "400",
     "adapter.steps": "3",
     "adapter.batch_size": "4",

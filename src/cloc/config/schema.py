@@ -683,7 +683,7 @@ class EvaluationConfig(Section):
 class DecoderConfig(TowerConfig):
     """A language model made from its config when no checkpoint is named."""
 
-    context_length: Positive = 256
+    context_length: Positive = 512
     """Longest sequence, image tokens included."""
     vocab_size: Annotated[int, Field(ge=300)] = 2048
     """Entries of the vocabulary that is trained on the instructions."""

@@ -30,6 +30,7 @@ _PICTURES_INDEX = "pictures.json"
 _SIDE = 360  # long side of the pictures shown, pixels
 _CARDS = 6  # questions shown of each task
 _TRUTH, _ASKED = "#00a878", "#ffffff"
+_GRADED = (Task.DESCRIBE, Task.GROUNDED_CAPTION, Task.GROUND_ALL)
 _TITLES = {
     Task.DESCRIBE: "Describe the picture",
     Task.REFER: "Say what a box shows",
@@ -47,13 +48,20 @@ _TITLES = {
 
 @dataclass(frozen=True)
 class Said:
-    """What a row answered to a question: its name, its colour, the text, and whether that is right."""
+    """What a row answered to a question.
+
+    Attributes:
+        row, color: its name and its colour.
+        text: the answer.
+        value: what it counts; 1 is right, 0 wrong.
+        graded: whether it counts for a part, as a caption or several boxes do.
+    """
 
     row: str
     color: str
     text: str
-    correct: bool
     value: float
+    graded: bool
 
 
 @dataclass(frozen=True)
@@ -190,7 +198,7 @@ def _card(items: Sequence[Prediction], rows: Sequence[scores.Row], pictures: Map
         marks += [Mark(box, _color(place), width=2) for box in item.said]
     draw(image, [*marks, *(Mark(box, _TRUTH, width=4) for box in first.right)])
     said = [
-        Said(row.name, _color(place), item.answer, item.correct, item.value)
+        Said(row.name, _color(place), item.answer, item.value, graded=item.task in _GRADED)
         for place, (row, item) in enumerate(zip(rows, items, strict=True))
     ]
     return Card(data_url(image), first.key, first.question, first.truth, said)

@@ -13,6 +13,7 @@ import numpy as np
 
 from cloc.errors import ConfigError
 from cloc.evaluation.statistics import Estimate, difference, draws, mean_estimate
+from cloc.evaluation.summary import signed
 from cloc.mllm.conversation import Task
 from cloc.mllm.instructions import plain
 from cloc.mllm.judging import Prediction, says_none
@@ -204,7 +205,5 @@ def sentences(comparison: Mapping[str, Any]) -> list[str]:
 
 def _said(entry: Mapping[str, Any], name: str) -> str:
     gap, own = entry["differences"][name], entry["scores"][name]
-    low, high = gap["interval"]
-    return (
-        f"{entry['label']} {100 * own['value']:.1f}, {100 * gap['value']:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
-    )
+    low, high = (signed(end) for end in gap["interval"])
+    return f"{entry['label']} {100 * own['value']:.1f}, {signed(gap['value'])} ({low} to {high})"

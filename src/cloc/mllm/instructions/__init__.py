@@ -8,9 +8,8 @@
 `templates` has the wordings, `referring`, `grounding`, `captions` and `verifying` the tasks, `drawing` chooses.
 """
 
-from cloc.mllm.conversation import Task
 from cloc.mllm.instructions.drawing import evaluation_conversations, training_conversations
-from cloc.mllm.instructions.facts import Facts, Region, facts_of, regions_of
+from cloc.mllm.instructions.facts import Facts, facts_of
 from cloc.mllm.instructions.pool import PhrasePool
 from cloc.mllm.instructions.templates import bare_wordings
 from cloc.mllm.instructions.words import plain
@@ -18,12 +17,9 @@ from cloc.mllm.instructions.words import plain
 __all__ = [
     "Facts",
     "PhrasePool",
-    "Region",
-    "Task",
     "bare_wordings",
     "evaluation_conversations",
     "facts_of",
     "plain",
-    "regions_of",
     "training_conversations",
 ]

@@ -114,7 +114,8 @@ def _stands_at(name: _Name, tokens: list[str], start: int) -> bool:
     near = [word for token in tokens[max(0, start - 3) : start] for word in words_of(token)]
     if any(contrast(frozenset(near), region.phrase.attributes) for region in name.regions):
         return False
-    if len(name.regions) > 1 and near and near[-1] in NUMBERS and near[-1] != NUMBERS[len(name.regions)]:
+    said = [word for word in near if word in NUMBERS]
+    if len(name.regions) > 1 and said and said[-1] != NUMBERS[len(name.regions)]:
         return False
     following = words_of(tokens[end])[:1] if end < len(tokens) and tokens[end - 1][-1].isalnum() else ()
     return not following or may_follow_noun(following[0])

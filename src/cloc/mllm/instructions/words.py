@@ -130,6 +130,7 @@ _FAMILY = {
 }
 
 
+@lru_cache(maxsize=1 << 14)
 def plain(text: str) -> str:
     """A region's text in lower case, without surplus blanks, leading article and closing full stops."""
     text = " ".join(text.lower().split()).rstrip(".,;:! ")
@@ -205,6 +206,7 @@ def may_follow_noun(word: str) -> bool:
     return word in PREPOSITIONS | _DETERMINERS | _FOLLOWERS or word.endswith(("ing", "ed"))
 
 
+@lru_cache(maxsize=1 << 14)
 def group_of(word: str) -> str:
     """One word for all that may name the same thing: "people", "woman" and "boy" are "person"."""
     one = singular(word)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from cloc.config import Config, parse
 from cloc.config.schema import AdapterConfig
@@ -17,6 +18,7 @@ from cloc.mllm import scores, stage, stream, tuning
 from cloc.mllm.evaluation import Questions, evaluate
 from cloc.mllm.features import known_features, pays
 from cloc.mllm.instructions import PhrasePool, evaluation_conversations
+from cloc.mllm.judging import read_predictions
 from cloc.mllm.model import Adapter
 from cloc.mllm.saving import load_adapter
 from cloc.mllm.splits import open_splits
@@ -252,6 +254,27 @@ def test_stage_with_two_seeds_and_a_sampler(encoder: str, tmp_path: Path) -> Non
     assert "(2 seeds)" in page
     assert all(Path(path).exists() for path in result.artifacts.values())
     assert load_adapter(out).sampler is not None
+
+
+def test_expressions_of_a_file_are_grounded_in_their_own_rows(encoder: str, tmp_path: Path) -> None:
+    data = write_dataset(tmp_path / "data", 24)
+    Image.new("RGB", (80, 40), "red").save(tmp_path / "one.jpg")
+    items = [
+        {"image": "one.jpg", "expression": "the red one", "bbox": [8, 4, 40, 20], "split": "testA"},
+        {"image": "one.jpg", "expression": "another one", "bbox": [0, 0, 8, 8], "split": "val"},
+    ]
+    (tmp_path / "refcoco.json").write_text(json.dumps(items))
+    config = ADAPTER.model_copy(update={"test_files": (str(tmp_path / "refcoco.json"),), "test_file_split": "testA"})
+    out = tmp_path / "out"
+    result = stage.run(
+        Config(adapter=config),
+        inputs=stage.Inputs(data=data, captions=data, regions=data, encoder=encoder),
+        outputs=stage.Outputs(adapter=str(out)),
+    )
+    assert "mllm/refcoco/ground/acc@0.5" in result.metrics
+    (item,) = [each for each in read_predictions(out / "predictions.jsonl") if each.source]
+    assert item.right == [pytest.approx((0.1, 0.1, 0.6, 0.6))]
+    assert "refcoco:" in (out / "report" / "index.html").read_text()
 
 
 def test_bad_settings_are_told_in_one_line(encoder: str, tmp_path: Path) -> None:

@@ -761,8 +761,14 @@ class AdapterConfig(Section):
     """Seed of weights, order and templates."""
     repeats: Positive = 1
     """How many are tuned alike, with seeds `seed`, `seed` + 1 and so on; the report shows how far they differ."""
+    test_files: Names = ()
+    """RefCOCO-style JSON files whose expressions are grounded in the evaluation, too."""
+    test_file_images: str = ""
+    """Folder of their images; empty: the file's own."""
+    test_file_split: str = ""
+    """Which of their splits (val, testA, ...); empty takes all."""
     eval_images: Positive = 300
-    """Test images of the adapter's evaluation at most."""
+    """Test images of the adapter's evaluation at most, and images of each file."""
     eval_batch_size: Positive = 64
     """Questions answered together in the evaluation."""
     log_every: Positive = 50

@@ -94,7 +94,7 @@ class Chat:
 
     def open(self, image: AnyImage) -> "Talk":
         """A conversation about an image, which is read once. Raises DataError when it cannot be read."""
-        picture = as_seen(image) if isinstance(image, Image.Image) else _read(Path(image))
+        picture = as_seen(image) if isinstance(image, Image.Image) else read_image(image)
         return Talk(self, picture, name="the image" if isinstance(image, Image.Image) else str(image))
 
 
@@ -150,9 +150,10 @@ def _device(name: str) -> torch.device:
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
-def _read(path: Path) -> Image.Image:
+def read_image(path: str | Path) -> Image.Image:
+    """An image from a file that need not be trusted, as it is seen. Raises DataError when it cannot be read."""
     try:
-        body = path.read_bytes()
+        body = Path(path).read_bytes()
     except OSError as error:
         raise DataError(f"image {path}: cannot be read ({error.strerror or type(error).__name__})") from None
     seen = decode_untrusted(body, max_pixels=DataConfig().max_pixels)

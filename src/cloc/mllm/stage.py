@@ -8,27 +8,24 @@ output: the model (see `cloc.mllm.saving`), metrics.jsonl, predictions.jsonl, pi
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 from transformers.utils.logging import disable_progress_bar
 
 from cloc.config import Config
 from cloc.config.schema import AdapterConfig
 from cloc.data.dataset import Dataset
-from cloc.data.transforms import Picture as EncodedPicture
 from cloc.errors import ConfigError, DataError
 from cloc.mllm import report, scores, stream
 from cloc.mllm.building import make_adapter, name_adapter
-from cloc.mllm.evaluation import Questions, evaluate
+from cloc.mllm.evaluation import evaluate
 from cloc.mllm.features import known_features, pays
-from cloc.mllm.instructions import PhrasePool, bare_wordings, evaluation_conversations, plain
+from cloc.mllm.instructions import PhrasePool, bare_wordings, plain
 from cloc.mllm.judging import write_predictions
 from cloc.mllm.model import Adapter
+from cloc.mllm.questions import TestQuestions
 from cloc.mllm.saving import save_adapter
 from cloc.mllm.splits import Splits, open_splits
 from cloc.mllm.tokenizer import train_tokenizer
@@ -38,7 +35,6 @@ from cloc.stage import StageResult
 STAGE = "adapter_tuning"
 METRICS, RESULTS = "metrics.jsonl", "results.json"
 _VOCABULARY_SHARDS = 16  # texts of so many shards train a made decoder's tokenizer, and fill the pool of phrases
-_PICTURES = 24
 _SETTING = ("", "setting")
 
 
@@ -187,28 +183,14 @@ def _region_texts(train: Dataset) -> Iterator[str]:
 
 def _ask(adapter: Adapter, settings: AdapterConfig, splits: Splits, pool: PhrasePool, folder: Path) -> None:
     """Asks about the test images, and keeps answers and some pictures."""
-    shown: dict[str, Image.Image] = {}
-
-    def questions() -> Iterator[Questions]:
-        # Wordings and choices are the same whatever was tuned, and with whatever seed.
-        for number, sample in enumerate(islice(splits.test_samples(), settings.eval_images)):
-            picture = stream.picture_of(sample, image_size=adapter.image_size)
-            if len(shown) < _PICTURES:
-                shown[picture.key] = EncodedPicture(sample.sample.image).rgb()
-            rng = np.random.default_rng((0, number))
-            tokens = adapter.sampler is not None
-            asked = evaluation_conversations(
-                picture.facts, tasks=settings.tasks.weights, region_tokens=tokens, pool=pool, rng=rng
-            )
-            yield Questions(picture, asked)
-
+    questions = TestQuestions(adapter, settings, splits, pool)
     found = evaluate(
-        adapter, adapter.chat(), questions(), batch_size=settings.eval_batch_size, precision=settings.precision
+        adapter, adapter.chat(), questions, batch_size=settings.eval_batch_size, precision=settings.precision
     )
     if not found:
         raise DataError(f"{splits.test.regions.url}: nothing can be asked about any test image (adapter.tasks)")
     write_predictions(found, folder / report.PREDICTIONS)
-    report.save_pictures(shown, folder)
+    report.save_pictures(questions.shown, folder)
 
 
 def _result(

@@ -1,0 +1,26 @@
+"""Copies from a storage to local files."""
+
+import shutil
+from pathlib import Path
+
+from cloc.data.storage import Storage, open_storage
+from cloc.errors import DataError
+
+
+def fetch(url: str, prefix: str, folder: Path) -> None:
+    """Copies the objects of a storage below `prefix` into a folder. Raises DataError when there are none."""
+    storage = open_storage(url)
+    found = storage.list(prefix)
+    if not found:
+        raise DataError(f"{url}: there is nothing below {prefix}/")
+    for path in found:
+        copy(storage, path, folder / Path(path).relative_to(prefix))
+
+
+def copy(storage: Storage, path: str, target: Path) -> None:
+    """Copies an object to a local file, which appears whole. Raises DataError."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}.part")
+    with storage.open(path) as source, partial.open("wb") as file:
+        shutil.copyfileobj(source, file, 1 << 20)
+    partial.replace(target)

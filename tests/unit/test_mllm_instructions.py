@@ -97,6 +97,13 @@ def test_facts_are_plain_and_the_best_captions_first():
     assert facts(captions=["IMG a key"], kinds=["alt_text"]).captions == ("img a key",)
 
 
+def test_placeholders_of_the_web_are_left_out():
+    assert plain("A <region> red <IMAGE> key") == "red key"
+    assert facts_of("k", [{"kind": "human", "text": "A <region>key."}], [], frame=Letterbox(10, 10, 10)).captions == (
+        "a key",
+    )
+
+
 def test_regions_are_in_the_padded_frame():
     rows = [{"x1": 0, "y1": 0, "x2": 1, "y2": 1, "text": "key", "label": ""}]
     given = facts_of("a", [], rows, frame=Letterbox(200, 100, 64))

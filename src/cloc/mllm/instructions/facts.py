@@ -6,7 +6,7 @@ from typing import Any
 
 from cloc.boxes import BoxesXYXY, Letterbox, as_boxes
 from cloc.mllm.instructions.phrases import Phrase, may_fit, read_phrase, stands_in
-from cloc.mllm.instructions.words import plain, words_of
+from cloc.mllm.instructions.words import plain, without_placeholders, words_of
 
 _BEST_FIRST = ("human", "generated")  # kinds of captions; alt-texts describe an image where there is nothing better
 
@@ -87,7 +87,7 @@ def facts_of(
 
 def _sentence(text: str) -> str:
     """A caption in lower case, on one line, without a closing full stop; "" where it has no word."""
-    text = " ".join(text.lower().split()).rstrip(". ")
+    text = without_placeholders(text).rstrip(". ")
     return text if words_of(text) else ""
 
 

@@ -7,6 +7,8 @@ in doubt, it errs to the side on which nothing false is asked.
 import re
 from functools import lru_cache
 
+from cloc.mllm.conversation import IMAGE_TOKEN, REGION_TOKEN
+
 _WORD = re.compile(r"[^\W_]+(?:['\u2019\-][^\W_]+)*")
 _ARTICLES = ("a ", "an ", "the ")
 _FOLLOWERS = frozenset(
@@ -130,10 +132,18 @@ _FAMILY = {
 }
 
 
+def without_placeholders(text: str) -> str:
+    """A text of the web in lower case and single blanks; what would stand for an image or a region is left out."""
+    text = text.lower()
+    for token in (IMAGE_TOKEN, REGION_TOKEN):
+        text = text.replace(token, " ")
+    return " ".join(text.split())
+
+
 @lru_cache(maxsize=1 << 14)
 def plain(text: str) -> str:
-    """A region's text in lower case, without surplus blanks, leading article and closing full stops."""
-    text = " ".join(text.lower().split()).rstrip(".,;:! ")
+    """A region's text in lower case, without surplus blanks, leading article, closing full stops and placeholders."""
+    text = without_placeholders(text).rstrip(".,;:! ")
     for article in _ARTICLES:
         text = text.removeprefix(article)
     return text

@@ -1,7 +1,7 @@
 """What a rank is told: one JSON file, in a folder or on S3, beside what the run writes."""
 
 import json
-import math
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -11,12 +11,15 @@ from typing import Any
 
 from cloc.config import flatten
 from cloc.config.schema import RECORDING
-from cloc.data.fetching import fetch
-from cloc.data.storage import open_storage
-from cloc.training.names import CHECKPOINTS, JOB_FILE, METRICS_FILE, SUMMARY_FILE, TOKENIZER
+from cloc.data.storage import Storage, open_storage
+from cloc.errors import DataError
 from cloc.training.task import Objective
 
-__all__ = ["CHECKPOINTS", "JOB_FILE", "METRICS_FILE", "SUMMARY_FILE", "TOKENIZER", "TrainingJob"]
+JOB_FILE = "job.json"
+SUMMARY_FILE = "training.json"
+METRICS_FILE = "metrics.jsonl"
+CHECKPOINTS = "checkpoints"
+TOKENIZER = "tokenizer"
 
 
 @dataclass(frozen=True)
@@ -63,11 +66,6 @@ class TrainingJob:
         named: dict[str, Any] = json.loads(json.dumps(own | flatten(sections)))
         return named
 
-    def constants(self, *, batch_size: int) -> dict[str, float]:
-        """Figures that stand in every row of metrics."""
-        # Guessing among the batch costs this much: below it something is learned. (A sigmoid loss has no such line.)
-        return {"loss/ln_batch": math.log(batch_size)} if self.config["loss"]["image"] == "infonce" else {}
-
     @contextmanager
     def tokenizer_source(self) -> Iterator[str]:
         """The tokenizer's folder or hub id; what lies in the output is brought to a folder that goes with the context.
@@ -81,3 +79,22 @@ class TrainingJob:
         with TemporaryDirectory(prefix="cloc-tokenizer-") as folder:
             fetch(self.output, TOKENIZER, Path(folder))
             yield folder
+
+
+def fetch(url: str, prefix: str, folder: Path) -> None:
+    """Copies the objects of a storage below `prefix` into a folder. Raises DataError when there are none."""
+    storage = open_storage(url)
+    found = storage.list(prefix)
+    if not found:
+        raise DataError(f"{url}: there is nothing below {prefix}/")
+    for path in found:
+        copy(storage, path, folder / Path(path).relative_to(prefix))
+
+
+def copy(storage: Storage, path: str, target: Path) -> None:
+    """Copies an object to a local file, which appears whole. Raises DataError."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}.part")
+    with storage.open(path) as source, partial.open("wb") as file:
+        shutil.copyfileobj(source, file, 1 << 20)
+    partial.replace(target)

@@ -13,14 +13,13 @@ from typing import Any
 from cloc.config import Config
 from cloc.config.schema import TrainConfig
 from cloc.data.dataset import Dataset, resolve_split
-from cloc.data.fetching import copy
 from cloc.data.storage import open_storage
 from cloc.errors import ConfigError, DataError, TrainingError
 from cloc.model.processing import train_tokenizer
 from cloc.stage import StageResult, fingerprint
 from cloc.training.data_check import check_data, held_out
 from cloc.training.doctor import preflight
-from cloc.training.job import JOB_FILE, METRICS_FILE, SUMMARY_FILE, TOKENIZER, TrainingJob
+from cloc.training.job import JOB_FILE, METRICS_FILE, SUMMARY_FILE, TOKENIZER, TrainingJob, copy
 from cloc.training.launch import request_text, run_app, training_app
 
 STAGE = "pretraining"

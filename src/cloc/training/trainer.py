@@ -36,7 +36,7 @@ from cloc.training.schedule import Phase, learning_rate, phases
 from cloc.training.step import Stepper
 from cloc.training.task import CLOCTask, Losses
 from cloc.training.watch.anomalies import BadBatch, Judge, Judgement, Verdict
-from cloc.training.watch.clock import Clock
+from cloc.training.watch.meter import Clock
 from cloc.training.watch.watching import Watch
 
 

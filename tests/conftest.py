@@ -6,7 +6,7 @@ def test_it(tmp_path, make_dataset):
 
 import io
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -118,3 +118,22 @@ def _add(
 def make_dataset() -> Callable[..., str]:
     """The function `write_dataset(path, n, ...) -> path`."""
     return write_dataset
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """torch on one thread: small models, and tests that run beside others."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def tiny_encoder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Folder of a tiny CLOC encoder for adapters."""
+    from tests.tiny_adapters import save_encoder
+
+    return save_encoder(tmp_path_factory.mktemp("encoder"))

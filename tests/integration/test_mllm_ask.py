@@ -30,12 +30,7 @@ SIZE, KEY, PLACE = (80, 40), (8, 8, 40, 24), "[10 10 49 29]"
 ELSEWHERE = (60, 20, 76, 36)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _threads():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def draw() -> Image.Image:

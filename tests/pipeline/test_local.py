@@ -18,8 +18,8 @@ from pipelines.console import Console
 from tests.pipeline import toy
 
 ROOT = Path(__file__).parents[2]
-TASK = re.compile(r"^\[(\d+)/14\] (.*)$", re.MULTILINE)
-REUSED = re.compile(r"^\[\d+/14\] (.*): nothing changed, taken from the cache$", re.MULTILINE)
+TASK = re.compile(r"^\[(\d+)/15\] (.*)$", re.MULTILINE)
+REUSED = re.compile(r"^\[\d+/15\] (.*): nothing changed, taken from the cache$", re.MULTILINE)
 TITLES = (
     "Settings",
     "Data",
@@ -104,7 +104,7 @@ def test_end_shows_table_places_and_commands(whole: Ended, folder: Path) -> None
     assert "CLIP (equal steps)" in end
     assert "CLIP (equal compute)" in end
     assert "region mAcc" in end
-    assert "refer accuracy" in end
+    assert "refers, word for word" in end
     assert "bin/mlflow ui --backend-store-uri sqlite:///" in end
     assert f"{(folder / 'out/report/index.html').as_uri()}" in end
     assert (folder / "out/report/index.html").is_file()

@@ -26,17 +26,12 @@ CPU = torch.device("cpu")
 CONFIG = AdapterConfig(lora_rank=4, precision="float32", device="cpu")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _threads():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
-def encoder(tmp_path_factory):
-    return tiny.save_encoder(tmp_path_factory.mktemp("encoder"))
+def encoder(tiny_encoder: str) -> str:
+    return tiny_encoder
 
 
 @pytest.fixture(scope="module")

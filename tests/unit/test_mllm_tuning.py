@@ -23,7 +23,7 @@ from cloc.mllm.model import Adapter
 from cloc.mllm.saving import load_adapter
 from cloc.mllm.splits import open_splits
 from tests.conftest import write_dataset
-from tests.tiny_adapters import DECODER, make_tiny, save_encoder
+from tests.tiny_adapters import DECODER, make_tiny
 
 POOL = PhrasePool.of(["red key", "blue box", "green ball", "yellow apple"])
 TASKS = {"refer": 1.0, "ground": 1.0}
@@ -43,17 +43,12 @@ ADAPTER = AdapterConfig(
 SETTINGS = stream.StreamSettings(image_size=64, batch_size=2, questions=4, tasks=TASKS, region_tokens=False, seed=0)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _threads():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
-def encoder(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return save_encoder(tmp_path_factory.mktemp("encoder"))
+def encoder(tiny_encoder: str) -> str:
+    return tiny_encoder
 
 
 @pytest.fixture(scope="module")

@@ -132,7 +132,7 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def tiny_encoder(tmp_path_factory: pytest.TempPathFactory) -> str:
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Folder of a tiny CLOC encoder for adapters."""
     from tests.tiny_adapters import save_encoder
 

@@ -30,11 +30,6 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
-def encoder(tiny_encoder: str) -> str:
-    return tiny_encoder
-
-
-@pytest.fixture(scope="module")
 def siglip(tmp_path_factory):
     return tiny.save_encoder(tmp_path_factory.mktemp("siglip"), family="siglip")
 

@@ -26,11 +26,6 @@ CONFIG = AdapterConfig(lora_rank=4, precision="float32", device="cpu")
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-@pytest.fixture(scope="module")
-def encoder(tiny_encoder: str) -> str:
-    return tiny_encoder
-
-
 def stirred(adapter):
     """As after tuning: what is trained differs from its start."""
     generator = torch.Generator().manual_seed(5)

@@ -88,6 +88,12 @@ def test_boxes_are_kept_in_the_original_frame() -> None:
     assert item.right == [pytest.approx((0.2, 0.4, 0.4, 0.8))]
 
 
+def test_boxes_of_a_question_are_kept_with_and_without_region_tokens() -> None:
+    for question in ("what is in [20 20 39 39]?", "what is in [20 20 39 39] <region>?"):
+        item = judged(Conversation(Task.REFER, (Turn(question, "key"),)), "key")
+        assert item.asked == [pytest.approx((0.2, 0.2, 0.4, 0.4))]
+
+
 def predictions(values: list[float], *, task: Task = Task.REFER) -> list[Prediction]:
     return [
         Prediction("", f"image-{number // 2}", task.value, "what?", "said", f"truth {number}", value, noun=True)

@@ -47,11 +47,6 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
-def encoder(tiny_encoder: str) -> str:
-    return tiny_encoder
-
-
-@pytest.fixture(scope="module")
 def eight(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     return Dataset.open(write_dataset(tmp_path_factory.mktemp("eight"), 8))
 
@@ -171,13 +166,16 @@ def test_kept_features_are_what_the_encoder_says(encoder: str, eight: Dataset, t
     adapter = make_tiny(encoder)
     config = ADAPTER.model_copy(update={"steps": 6, "batch_size": 2})
     known = known_features(adapter, eight, config, keep=everything)
-    step = next(steps_of(adapter, eight))
+    step, bare = (next(steps_of(adapter, eight, replace(SETTINGS, decode=decode))) for decode in (True, False))
     assert step.batch.pixels_BSS3 is not None
+    assert bare.batch.pixels_BSS3 is None
+    assert torch.equal(bare.batch.ids_BL, step.batch.ids_BL)
     torch.testing.assert_close(known.of(step.keys), adapter.features(step.batch.pixels_BSS3), atol=1e-5, rtol=1e-4)
     losses = []
     for features in (None, known):
         again = make_tiny(encoder)
-        told = tuning.tune(again, steps_of(again, eight), config, metrics=tmp_path / "m.jsonl", known=features)
+        steps = steps_of(again, eight, replace(SETTINGS, decode=features is None))
+        told = tuning.tune(again, steps, config, metrics=tmp_path / "m.jsonl", known=features)
         losses.append(told.loss)
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
@@ -249,6 +247,13 @@ def test_stage_with_two_seeds_and_a_sampler(encoder: str, tmp_path: Path) -> Non
     assert "(2 seeds)" in page
     assert all(Path(path).exists() for path in result.artifacts.values())
     assert load_adapter(out).sampler is not None
+    stage.run(
+        Config(adapter=ADAPTER),
+        inputs=stage.Inputs(data=str(data), captions=train, regions=train, encoder=encoder),
+        outputs=stage.Outputs(adapter=str(out)),
+    )
+    assert not (out / "seeds").exists()  # of the run before
+    assert json.loads((out / "results.json").read_text())["seeds"] == 1
 
 
 def test_expressions_of_a_file_are_grounded_in_their_own_rows(encoder: str, tmp_path: Path) -> None:

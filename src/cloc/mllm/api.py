@@ -72,7 +72,7 @@ class Chat:
         self, adapter: Adapter | str | Path, *, device: str = "auto", precision: str = "auto", max_tokens: int = 128
     ) -> None:
         if not isinstance(adapter, Adapter):
-            place = _device(device)
+            place = chosen_device(device)
             dtype = torch.bfloat16 if uses_bfloat16(precision, place) else torch.float32
             adapter = load_adapter(adapter, device=place, dtype=dtype)
         self.adapter, self.precision, self.max_tokens = adapter, precision, max_tokens
@@ -144,7 +144,8 @@ def _features(chat: Chat, pixels_SS3: Tensor) -> Tensor:
         return chat.adapter.features(pixels_SS3[None])
 
 
-def _device(name: str) -> torch.device:
+def chosen_device(name: str) -> torch.device:
+    """The device that "auto", "cpu" or "cuda" means here. Raises ConfigError where there is no such device."""
     if name == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device cuda: there is no usable GPU here; take auto or cpu")
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")

@@ -106,7 +106,7 @@ def make_adapter(
         ConfigError: the encoder cannot be loaded, or has no region parts for the sampler.
     """
     torch.manual_seed(seed)
-    tokenizer = _with_placeholders(copy.deepcopy(tokenizer), regions=False)
+    tokenizer = _with_special_tokens(copy.deepcopy(tokenizer), regions=False)
     decoder = LlamaForCausalLM(
         LlamaConfig(
             vocab_size=len(tokenizer),
@@ -128,7 +128,7 @@ def make_adapter(
     for words in (decoder.get_input_embeddings(), decoder.get_output_embeddings()):
         _order_numbers(words.weight, number_ids(tokenizer))
     if region_sampler != "none":
-        _with_placeholders(tokenizer, regions=True)
+        _with_special_tokens(tokenizer, regions=True)
         decoder.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     tower = load_tower(encoder)
     torch.manual_seed(seed)  # the same projector with and without a sampler
@@ -185,12 +185,12 @@ def load_decoder(name: str, *, regions: bool, dtype: torch.dtype, kernel: str = 
         reason = str(error).splitlines()[0]
         raise ConfigError(f"adapter.language_model: cannot load {name!r}: {reason}") from None
     _check_decoder(decoder, name=name)
-    tokenizer = _with_placeholders(tokenizer, regions=regions)
+    tokenizer = _with_special_tokens(tokenizer, regions=regions)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     words = decoder.get_input_embeddings().num_embeddings
     if len(tokenizer) > words:
-        # The placeholders' own embeddings are never looked at: images and regions take their places. As outputs they
+        # The special tokens' own embeddings are never looked at: images and regions take their places. As outputs they
         # must be the same wherever the model is loaded.
         decoder.resize_token_embeddings(len(tokenizer), mean_resizing=False)
         for layer in (decoder.get_input_embeddings(), decoder.get_output_embeddings()):
@@ -273,7 +273,7 @@ def _check_decoder(decoder: Any, *, name: str) -> None:
         raise ConfigError(f"adapter.language_model: {name} ({config.model_type}) {reason}; name a plain transformer")
 
 
-def _with_placeholders(tokenizer: Any, *, regions: bool) -> Any:
+def _with_special_tokens(tokenizer: Any, *, regions: bool) -> Any:
     wanted = [IMAGE_TOKEN, REGION_TOKEN] if regions else [IMAGE_TOKEN]
     missing = [token for token in wanted if token not in tokenizer.get_vocab()]
     if missing:

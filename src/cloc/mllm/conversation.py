@@ -11,8 +11,8 @@ import numpy as np
 
 from cloc.boxes import BoxesXYXY
 
-IMAGE_TOKEN = "<image>"  # noqa: S105 (LLaVA's placeholder)
-REGION_TOKEN = "<region>"  # noqa: S105 (a placeholder, too)
+IMAGE_TOKEN = "<image>"  # noqa: S105 (a token of LLaVA's, no password)
+REGION_TOKEN = "<region>"  # noqa: S105 (a token of the vocabulary, no password)
 
 NONE = "there is none"
 """What is answered where the box of something is asked for that is not there."""

@@ -17,7 +17,7 @@ from cloc.mllm.chat import ChatFormat, Prompt
 from cloc.mllm.conversation import Conversation, Task
 from cloc.mllm.judging import Prediction, judge
 from cloc.mllm.model import Adapter
-from cloc.mllm.stream import Picture
+from cloc.mllm.stream import Picture, stacked
 from cloc.model.factory import autocast
 
 _SILENCE = 5.0  # seconds between lines of progress
@@ -88,9 +88,8 @@ def evaluate(
 def _asked(adapter: Adapter, chat: ChatFormat, questions: Iterable[Questions], *, precision: str) -> Iterator[_Asked]:
     number, rest = 0, iter(questions)
     while part := list(islice(rest, _PICTURES)):
-        pixels_BSS3 = torch.stack([item.picture.pixels_SS3 for item in part])
         with torch.no_grad(), autocast(precision, adapter.model.device):
-            features_BND = adapter.features(pixels_BSS3)
+            features_BND = adapter.features(stacked([item.picture for item in part]))
         for item, features_ND in zip(part, features_BND, strict=True):
             for conversation in item.conversations:
                 prompt = chat.prompt(conversation, key=item.picture.key)

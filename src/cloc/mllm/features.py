@@ -13,7 +13,7 @@ from torch import Tensor
 from cloc.config.schema import AdapterConfig
 from cloc.data.dataset import Dataset, LabeledSample
 from cloc.mllm.model import Adapter
-from cloc.mllm.stream import picture_of
+from cloc.mllm.stream import picture_of, stacked
 from cloc.model.factory import autocast
 
 _PART = 64  # images that the encoder sees together
@@ -67,7 +67,7 @@ def known_features(
     while part := list(islice(samples, _PART)):
         pictures = [picture_of(sample, image_size=adapter.image_size) for sample in part]
         with autocast(settings.precision, adapter.device):
-            features_BND = adapter.features(torch.stack([picture.pixels_SS3 for picture in pictures]))
+            features_BND = adapter.features(stacked(pictures))
         for picture, features_ND in zip(pictures, features_BND.float().cpu(), strict=True):
             found[picture.key] = features_ND.clone()
     print(f"adapter: features of {len(found)} images are kept", flush=True)

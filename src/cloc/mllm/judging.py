@@ -110,7 +110,7 @@ def judge(conversation: Conversation, answer: str, *, key: str, frame: Letterbox
         noun=noun,
         iou=iou,
         parsed=parsed,
-        asked=_original(conversation.regions, frame),
+        asked=_original(texts_to_boxes(last.question)[0], frame),
         right=_original(conversation.truth, frame),
         said=_original(said_B4, frame),
     )

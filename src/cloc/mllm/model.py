@@ -167,7 +167,7 @@ class Adapter:
         return self.put_regions(embeds_BLD, ids_BL, self.sample(features_BND, regions_K4, region_rows_K))
 
     def words(self, ids_BL: Tensor) -> Tensor:
-        """Embeddings of tokens (B, L, D), placeholders included."""
+        """Embeddings of tokens (B, L, D), special ones included."""
         embeds_BLD: Tensor = self.model.get_input_embeddings()(ids_BL)
         return embeds_BLD
 
@@ -233,5 +233,5 @@ def _put(embeds_BLD: Tensor, where_BL: Tensor, values_XD: Tensor) -> Tensor:
     """
     places = int(where_BL.sum())
     if places != len(values_XD):
-        raise ValueError(f"{places} placeholders in the ids for {len(values_XD)} embeddings")
+        raise ValueError(f"{places} special tokens in the ids for {len(values_XD)} embeddings")
     return embeds_BLD.masked_scatter(where_BL[..., None], values_XD.to(embeds_BLD.dtype))

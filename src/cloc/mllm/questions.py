@@ -27,7 +27,7 @@ from cloc.mllm.stream import Picture, picture_of
 _SHOWN = 24  # pictures that are kept for the report
 
 
-class TestQuestions:
+class EvaluationQuestions:
     """The questions of an evaluation.
 
     Args:
@@ -39,8 +39,6 @@ class TestQuestions:
     Attributes:
         shown: pictures of the first test images, by key, once they have been asked about.
     """
-
-    __test__ = False  # no test of pytest's
 
     def __init__(self, adapter: Adapter, settings: AdapterConfig, splits: Splits, pool: PhrasePool) -> None:
         self._size, self._tokens = adapter.image_size, adapter.sampler is not None

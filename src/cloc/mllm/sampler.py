@@ -178,14 +178,18 @@ def _region_parts(encoder: str | Path) -> factory.AnyCLOCModel:
         raise ConfigError(
             f"adapter.region_sampler: prompter needs an encoder with trained region parts ({error}); {advice}"
         ) from None
-    if not loaded.has_regions or _objective(encoder) == "clip":
+    if not loaded.has_regions or objective_of(encoder) == "clip":
         raise ConfigError(f"adapter.region_sampler: prompter, but {encoder} has no trained region parts; {advice}")
     return loaded.model
 
 
-def _objective(encoder: str | Path) -> str:
-    """What pre-training recorded; "" where there is no record, as of a public model."""
+def objective_of(encoder: str | Path) -> str:
+    """What an encoder was trained for, "cloc" or "clip", as pre-training recorded it; "given" where there is no record,
+    as of a public model. Raises ConfigError when the record is none of pre-training's."""
+    path = Path(encoder) / "training.json"
     try:
-        return str(json.loads((Path(encoder) / "training.json").read_text()).get("objective", ""))
-    except (OSError, ValueError, AttributeError):  # no record, or none of ours: weights alone then tell
-        return ""
+        return str(json.loads(path.read_text())["objective"])
+    except FileNotFoundError:
+        return "given"
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise ConfigError(f"{path}: not a record of pre-training ({type(error).__name__}: {error})") from None

@@ -52,7 +52,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, {tower}, LlavaConf
 tokenizer = AutoTokenizer.from_pretrained(folder)
 decoder = AutoModelForCausalLM.from_pretrained("{name}")
 words = decoder.get_input_embeddings().num_embeddings
-if len(tokenizer) > words:  # placeholders
+if len(tokenizer) > words:  # special tokens
     decoder.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     for layer in (decoder.get_input_embeddings(), decoder.get_output_embeddings()):
         layer.weight.data[words:] = 0
@@ -132,7 +132,7 @@ def _save_named(adapter: Adapter, folder: Path) -> None:
     save_file(parts.multi_modal_projector.state_dict(), folder / _PROJECTOR)
     adapter.model.config.save_pretrained(str(folder))
     if adapter.lora is not None:
-        # Nothing of the vocabulary is trained: peft would store it whole where placeholders have made it larger.
+        # Nothing of the vocabulary is trained: peft would store it whole where special tokens have made it larger.
         adapter.lora.save_pretrained(str(folder / _LORA), save_embedding_layers=False)
     tower, lora = type(parts.vision_tower).__name__, _README_LORA if adapter.lora is not None else ""
     text = _README.format(name=adapter.language_model, folder=folder.name, tower=tower, lora=lora)

@@ -6,12 +6,12 @@ output: the model (see `cloc.mllm.saving`), metrics.jsonl, predictions.jsonl, pi
 """
 
 import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers.utils.logging import disable_progress_bar
 
 from cloc.config import Config
@@ -19,13 +19,15 @@ from cloc.config.schema import AdapterConfig
 from cloc.data.dataset import Dataset
 from cloc.errors import ConfigError, DataError
 from cloc.mllm import report, scores, stream
+from cloc.mllm.api import chosen_device
 from cloc.mllm.building import make_adapter, name_adapter
 from cloc.mllm.evaluation import evaluate
 from cloc.mllm.features import known_features, pays
 from cloc.mllm.instructions import PhrasePool, bare_wordings, plain
 from cloc.mllm.judging import write_predictions
 from cloc.mllm.model import Adapter
-from cloc.mllm.questions import TestQuestions
+from cloc.mllm.questions import EvaluationQuestions
+from cloc.mllm.sampler import objective_of
 from cloc.mllm.saving import save_adapter
 from cloc.mllm.splits import Splits, open_splits
 from cloc.mllm.tokenizer import train_tokenizer
@@ -82,10 +84,11 @@ def run(config: Config, *, inputs: Inputs, outputs: Outputs) -> StageResult:
     disable_progress_bar()  # this stage tells its progress itself
     about = {
         "encoder": Path(inputs.encoder).name,
-        "encoder_objective": _objective(inputs.encoder),
+        "encoder_objective": objective_of(inputs.encoder),
         "data": splits.train.digest,
         "test": splits.test_name,
     }
+    shutil.rmtree(folder / report.SEEDS, ignore_errors=True)  # of an earlier run with more
     reports = []
     for number in range(settings.repeats):
         seeded = settings.model_copy(update={"seed": settings.seed + number, "repeats": 1})
@@ -105,17 +108,6 @@ def _settings(settings: AdapterConfig, inputs: Inputs) -> AdapterConfig:
         return AdapterConfig.model_validate(values)
     except ValueError:
         raise ConfigError(f"region_sampler: {inputs.region_sampler!r} is none of none, roi_align, prompter") from None
-
-
-def _objective(encoder: str) -> str:
-    """What the encoder was trained for, as pre-training recorded it."""
-    path = Path(encoder) / "training.json"
-    try:
-        return str(json.loads(path.read_text())["objective"])
-    except FileNotFoundError:
-        return "given"
-    except (KeyError, ValueError) as error:
-        raise ConfigError(f"{path}: not a record of pre-training ({type(error).__name__}: {error})") from None
 
 
 def _tune(
@@ -144,6 +136,7 @@ def _tune(
             region_tokens=tokens,
             seed=settings.seed,
             by_length=settings.grouping == "length",
+            decode=known is None,
         ),
         keep=splits.is_trained_on,
     )
@@ -155,9 +148,7 @@ def _tune(
 
 
 def _build(settings: AdapterConfig, encoder: str, train: Dataset) -> Adapter:
-    if settings.device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("adapter.device is cuda, but there is no usable GPU here; set it to auto or cpu")
-    device = torch.device("cuda" if settings.device != "cpu" and torch.cuda.is_available() else "cpu")
+    device = chosen_device(settings.device)
     if settings.language_model:
         return name_adapter(encoder, settings, device=device).to(device)
     decoder = settings.decoder
@@ -183,7 +174,7 @@ def _region_texts(train: Dataset) -> Iterator[str]:
 
 def _ask(adapter: Adapter, settings: AdapterConfig, splits: Splits, pool: PhrasePool, folder: Path) -> None:
     """Asks about the test images, and keeps answers and some pictures."""
-    questions = TestQuestions(adapter, settings, splits, pool)
+    questions = EvaluationQuestions(adapter, settings, splits, pool)
     found = evaluate(
         adapter, adapter.chat(), questions, batch_size=settings.eval_batch_size, precision=settings.precision
     )

@@ -29,26 +29,42 @@ class Picture:
 
     Attributes:
         key: of the image.
-        pixels_SS3: the network input, uint8.
+        pixels_SS3: the network input, uint8; None where it was not decoded.
         frame: map between the original image and the network input.
         facts: its captions and regions.
     """
 
     key: str
-    pixels_SS3: Tensor
+    pixels_SS3: Tensor | None
     frame: Letterbox
     facts: Facts
 
 
-def picture_of(sample: LabeledSample, *, image_size: int) -> Picture:
-    """Decodes a sample. Raises DataError, naming the image, when it cannot be decoded."""
-    key = sample.sample.key
+def picture_of(sample: LabeledSample, *, image_size: int, decode: bool = True) -> Picture:
+    """Reads a sample.
+
+    Args:
+        sample: encoded, with its rows.
+        image_size: side of the network input, pixels.
+        decode: whether its pixels are wanted; else its header alone is read.
+
+    Raises:
+        DataError: it cannot be decoded; names the image.
+    """
+    key, pixels_SS3 = sample.sample.key, None
     try:
-        pixels, frame = EncodedPicture(sample.sample.image).letterbox(image_size)
+        image = EncodedPicture(sample.sample.image)
+        frame = Letterbox(*image.size, image_size)
+        if decode:
+            pixels_SS3 = torch.from_numpy(image.letterbox(image_size)[0])
     except OSError as error:
         raise DataError(f"image {key!r} cannot be decoded ({error}); ingest it again") from None
-    facts = facts_of(key, sample.captions, sample.regions, frame=frame)
-    return Picture(key, torch.from_numpy(pixels), frame, facts)
+    return Picture(key, pixels_SS3, frame, facts_of(key, sample.captions, sample.regions, frame=frame))
+
+
+def stacked(pictures: Sequence[Picture]) -> Tensor:
+    """Pixels (B, S, S, 3) of pictures that have been decoded."""
+    return torch.stack([picture.pixels_SS3 for picture in pictures if picture.pixels_SS3 is not None])
 
 
 @dataclass(frozen=True)
@@ -63,6 +79,7 @@ class StreamSettings:
         region_tokens: whether a region token stands behind the boxes of questions.
         seed: of order, questions and wordings.
         by_length: whether batches are of like length.
+        decode: whether batches hold pixels.
         buffer: samples (encoded) that are shuffled together.
     """
 
@@ -73,6 +90,7 @@ class StreamSettings:
     region_tokens: bool
     seed: int
     by_length: bool = True
+    decode: bool = True
     buffer: int = 2048
 
 
@@ -109,7 +127,7 @@ def batches(
     size, pad_id = settings.batch_size, chat.tokenizer.pad_token_id
     for position, sample in enumerate(_samples(dataset, settings, keep)):
         rng = np.random.default_rng((settings.seed, position))
-        picture = picture_of(sample, image_size=settings.image_size)
+        picture = picture_of(sample, image_size=settings.image_size, decode=settings.decode)
         asked = training_conversations(
             picture.facts,
             tasks=settings.tasks,
@@ -138,7 +156,8 @@ def _dealt(
     ordered = sorted(held, key=lambda item: len(item[1].ids)) if settings.by_length else list(held)
     for index in rng.permutation(len(held) // size):
         part = ordered[index * size : (index + 1) * size]
-        batch = collate([picture.pixels_SS3 for picture, _ in part], [encoded for _, encoded in part], pad_id=pad_id)
+        pixels = [picture.pixels_SS3 for picture, _ in part if picture.pixels_SS3 is not None]
+        batch = collate(pixels if settings.decode else None, [encoded for _, encoded in part], pad_id=pad_id)
         yield Step(batch, [picture.key for picture, _ in part])
 
 

@@ -35,10 +35,10 @@ class _OwnBoxes:
     item: Item
     by_message: list[list[list[float]]]
     shared: bool
-    taken: int = 0  # unnumbered placeholders so far, of the message or, where shared, of the item
+    taken: int = 0  # unnumbered marks so far, of the message or, where shared, of the item
 
     def take(self, message: int, number: str, name: str) -> list[float]:
-        """The box of a placeholder. Raises DataError when there is none."""
+        """The box of a mark. Raises DataError when there is none."""
         boxes = self.by_message[0 if self.shared else message] if self.by_message else []
         place = int(number) if number else self.taken
         self.taken += not number

@@ -6,10 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeAlias
 
-from PIL import Image
-
 from cloc.boxes import Letterbox
-from cloc.data.images import orientation
+from cloc.data.images import seen_size
 from cloc.data.ingest.image_names import locate
 from cloc.data.ingest.json_stream import MAX_ENTRY, entries_of_list
 from cloc.data.ingest.records import key_of
@@ -20,7 +18,6 @@ FrameOf: TypeAlias = Callable[[int, int], Letterbox]
 """Width and height of an image, pixels -> its map to the padded network input."""
 
 _SIZE_NAMES = (("width", "height"), ("image_w", "image_h"))
-_LYING = 5  # EXIF's orientations from here on swap width and height
 _FIRST_LINE = 1 << 16  # bytes; an item of JSON lines is shorter, or the file is named so
 _RATIO = 0.03  # by which the shape that an item gives its image may differ from the file's
 
@@ -127,16 +124,18 @@ def key_of_image(item: Item, name: str) -> str:
 
 
 def size_of(item: Item, image: Path) -> tuple[int, int]:
-    """Width and height of an image as it is seen, pixels. Reads its header alone.
+    """Width and height of an image as it is seen, pixels.
 
     Raises:
         DataError: it is no image, or the item gives it another shape: its boxes are not in this image's frame.
     """
     try:
-        with Image.open(image) as opened:
-            width, height = opened.size if orientation(opened) < _LYING else opened.size[::-1]
+        size = seen_size(image.read_bytes())
     except OSError as error:
-        raise item.error(f"{image} is not an image ({str(error).splitlines()[0]})") from None
+        raise item.error(f"{image} cannot be read ({error.strerror})") from None
+    if size is None:
+        raise item.error(f"{image} is not an image")
+    width, height = size
     given = given_size(item)
     if given and abs(given[0] * height / (given[1] * width) - 1) > _RATIO:
         raise item.error(

@@ -6,7 +6,7 @@ from typing import Any
 
 from cloc.boxes import BoxesXYXY, Letterbox, as_boxes
 from cloc.mllm.instructions.phrases import Phrase, may_fit, read_phrase, stands_in
-from cloc.mllm.instructions.words import plain, without_placeholders, words_of
+from cloc.mllm.instructions.words import plain, without_special_tokens, words_of
 
 _BEST_FIRST = ("human", "generated")  # kinds of captions; alt-texts describe an image where there is nothing better
 
@@ -16,14 +16,12 @@ class Region:
     """A region of one image.
 
     Attributes:
-        box: xyxy in [0, 1] of the original image, shape (4,).
-        padded: the same in the padded network input.
+        padded: xyxy in [0, 1] of the padded network input, shape (4,).
         text: what it is called, lower case, without an article.
         label: its class name, or "".
         unique: the text fits no other region of the image.
     """
 
-    box: BoxesXYXY
     padded: BoxesXYXY
     text: str
     label: str
@@ -87,7 +85,7 @@ def facts_of(
 
 def _sentence(text: str) -> str:
     """A caption in lower case, on one line, without a closing full stop; "" where it has no word."""
-    text = without_placeholders(text).rstrip(". ")
+    text = without_special_tokens(text).rstrip(". ")
     return text if words_of(text) else ""
 
 
@@ -99,12 +97,10 @@ def regions_of(rows: Sequence[Mapping[str, Any]], *, frame: Letterbox) -> list[R
         frame: map of the image to the padded network input.
     """
     rows = [row for row in rows if words_of(plain(row["text"]))]
-    boxes = as_boxes([[row["x1"], row["y1"], row["x2"], row["y2"]] for row in rows])
-    padded = frame.to_padded(boxes)
+    padded = frame.to_padded(as_boxes([[row["x1"], row["y1"], row["x2"], row["y2"]] for row in rows]))
     phrases = [read_phrase(plain(row["text"]), plain(row["label"])) for row in rows]
     return [
         Region(
-            box=boxes[index],
             padded=padded[index],
             text=phrase.text,
             label=rows[index]["label"],

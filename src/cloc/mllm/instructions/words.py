@@ -11,25 +11,30 @@ from cloc.mllm.conversation import IMAGE_TOKEN, REGION_TOKEN
 
 _WORD = re.compile(r"[^\W_]+(?:['\u2019\-][^\W_]+)*")
 _ARTICLES = ("a ", "an ", "the ")
-_FOLLOWERS = frozenset(
-    "sits stands lies rides holds walks looks can does where left right next behind too".split()  # noqa: SIM905 (a list of words reads best as words)
-)
+
+
+def _set(words: str) -> frozenset[str]:
+    """The words of a list that is written as a text."""
+    return frozenset(words.split())
+
+
+_FOLLOWERS = _set("sits stands lies rides holds walks looks can does where left right next behind too")
 _SILENT_H = ("hour", "honest", "heir")
 _LIKE_YOU = ("uni", "use", "usa", "eu", "one", "ufo", "ute")
 _NOT_LIKE_YOU = ("unin", "unim", "unid")
 
-PREPOSITIONS = frozenset(
+PREPOSITIONS = _set(
     """
     of in on at with without by for from to under over above below behind beside near next between into onto inside
     outside around along across against through atop upon during like that which who whose is are was has having
     while and or wearing holding
-    """.split()  # noqa: SIM905 (a list of words reads best as words)
+    """
 )
-_NOUNS_IN_ING = frozenset(
+_NOUNS_IN_ING = _set(
     """
     string building painting ceiling clothing railing awning earring swing icing topping pudding dumpling dressing
     crossing drawing siding flooring wedding
-    """.split()  # noqa: SIM905 (a list of words reads best as words)
+    """
 )
 _DETERMINERS = frozenset(("a", "an", "the", "his", "her", "its", "their", "some", "two", "three"))
 
@@ -47,25 +52,25 @@ _IRREGULAR = {
 }  # fmt: skip
 _SINGULAR = {many: one for one, many in _IRREGULAR.items()}
 # Plurals that name one thing, or one thing and many: never counted by their ending.
-_PLURAL_ONLY = frozenset(
+_PLURAL_ONLY = _set(
     """
     scissors glasses headphones earphones skis pants jeans shorts trousers binoculars goggles sunglasses clothes pliers
     tongs pajamas tights stairs cattle
-    """.split()  # noqa: SIM905 (a list of words reads best as words)
+    """
 )
 _SAME = frozenset(("sheep", "fish", "deer", "shrimp", "salmon", "series", "species", "aircraft", "moose"))
-_MASS = frozenset(
+_MASS = _set(
     """
     grass water sand snow sky food furniture rice bread broccoli hair clothing luggage wood ice fruit traffic meat
     cheese pasta spinach dirt soil mud smoke foliage greenery equipment jewelry paper gravel concrete fur butter
-    """.split()  # noqa: SIM905 (a list of words reads best as words)
+    """
 )
 # A head of these fits what other heads name: such a phrase is never taken to be absent.
-GENERIC = frozenset(
+GENERIC = _set(
     """
     object thing item animal vehicle toy furniture food fruit vegetable clothing clothes equipment appliance device
     board plant container instrument tool building structure group pair set part piece side one other area background
-    """.split()  # noqa: SIM905 (a list of words reads best as words)
+    """
 )
 _GROUPS = (
     "person man woman boy girl child kid baby toddler lady guy gentleman player people human rider skier surfer "
@@ -132,7 +137,7 @@ _FAMILY = {
 }
 
 
-def without_placeholders(text: str) -> str:
+def without_special_tokens(text: str) -> str:
     """A text of the web in lower case and single blanks; what would stand for an image or a region is left out."""
     text = text.lower()
     for token in (IMAGE_TOKEN, REGION_TOKEN):
@@ -142,8 +147,8 @@ def without_placeholders(text: str) -> str:
 
 @lru_cache(maxsize=1 << 14)
 def plain(text: str) -> str:
-    """A region's text in lower case, without surplus blanks, leading article, closing full stops and placeholders."""
-    text = without_placeholders(text).rstrip(".,;:! ")
+    """A region's text in lower case, without surplus blanks, leading article, closing full stops and special tokens."""
+    text = without_special_tokens(text).rstrip(".,;:! ")
     for article in _ARTICLES:
         text = text.removeprefix(article)
     return text

@@ -91,7 +91,7 @@ def prepare(arguments: argparse.Namespace, folder: Path) -> Source:
     for number, shard in enumerate(dataset.manifest.shards):
         labels = ShardLabels(dataset, shard)
         with closing(dataset.open_images(shard)) as images:
-            for index, (key, image) in enumerate(images.read(labels.has_caption)):
+            for index, (key, image) in enumerate(images.read(labels.wants)):
                 records.append(Record(key, number, index, image, labels.of(key)))
     texts = (text for record in records for text in (*record.labels.captions, *record.labels.texts))
     tokenizer = train_tokenizer(texts, vocab_size=8192, context_length=CONTEXT)

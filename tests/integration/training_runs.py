@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -125,7 +126,15 @@ class Ended:
         return (self.err.strip() or "\n").splitlines()[-1]
 
 
-def start(settings: Config, data: str, out: Path, *, fault: dict[str, Any] | None = None) -> "subprocess.Popen[str]":
+def start(
+    settings: Config,
+    data: str,
+    out: Path,
+    *,
+    fault: dict[str, Any] | None = None,
+    script: str = __file__,
+    more: Sequence[str] = (),
+) -> "subprocess.Popen[str]":
     """Starts a run as a user has it, in a session of its own.
 
     Args:
@@ -133,6 +142,8 @@ def start(settings: Config, data: str, out: Path, *, fault: dict[str, Any] | Non
         data: labelled data set.
         out: folder of the model.
         fault: of `faults/sitecustomize.py`.
+        script: what runs, with settings, data, folder and `more` for its arguments.
+        more: of them.
     """
     out.mkdir(parents=True, exist_ok=True)
     path = out.with_name(f"{out.name}.settings.json")
@@ -145,7 +156,7 @@ def start(settings: Config, data: str, out: Path, *, fault: dict[str, Any] | Non
         "OMP_NUM_THREADS": "1",
     }
     return subprocess.Popen(
-        [sys.executable, __file__, str(path), data, str(out)],
+        [sys.executable, script, str(path), data, str(out), *more],
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -154,9 +165,9 @@ def start(settings: Config, data: str, out: Path, *, fault: dict[str, Any] | Non
     )
 
 
-def run(settings: Config, data: str, out: Path, *, fault: dict[str, Any] | None = None, timeout: float = 1500) -> Ended:
+def run(settings: Config, data: str, out: Path, *, timeout: float = 1500, **more: Any) -> Ended:
     """The same, to its end."""
-    process = start(settings, data, out, fault=fault)
+    process = start(settings, data, out, **more)
     try:
         said, complained = process.communicate(timeout=timeout)
     finally:

@@ -45,8 +45,24 @@ HEAVY = (
     "scipy",
     "matplotlib",
 )
-# Pure modules of a stage's part that others may read: how a result is shown, and how sure it is.
-SHARED = {"cloc.evaluation.summary", "cloc.evaluation.statistics"}
+# What others may take from a stage's part. Pure modules: how a result is shown, how sure it is, what a model folder
+# says of itself; and of training what knows nothing of what is trained: launch, ranks, checkpoints, records.
+SHARED = {
+    "cloc.evaluation.summary",
+    "cloc.evaluation.statistics",
+    "cloc.evaluation.provenance",
+    "cloc.training.checkpoint",
+    "cloc.training.distributed",
+    "cloc.training.jobfile",
+    "cloc.training.launch",
+    "cloc.training.preemption",
+    "cloc.training.process",
+    "cloc.training.schedule",
+    "cloc.training.watch.anomalies",
+    "cloc.training.watch.clock",
+    "cloc.training.watch.record",
+    "cloc.training.watch.stall",
+}
 
 
 def _imports(path: Path) -> Iterator[str]:

@@ -22,7 +22,7 @@ from cloc.errors import ConfigError
 from cloc.training import stage
 from cloc.training.data_check import held_out
 from cloc.training.job import TrainingJob
-from cloc.training.launch import request_text, training_app
+from cloc.training.launch import reachable, request_text, training_app
 from cloc.training.launch.logs import whole_lines
 from cloc.training.launch.volcano import pods_of
 from cloc.training.preemption import PREEMPTED
@@ -370,5 +370,5 @@ def test_paths_that_other_machines_do_not_have_are_refused(tmp_path: Path, monke
     assert isinstance(done.exception, ConfigError)
     assert "'data' is a relative path, which pods cannot find" in str(done.exception)
     config = train(scheduler="slurm", storage="runs")
-    assert stage._absolute("runs", config) == str(tmp_path / "runs")
-    assert stage._absolute("runs", train()) == "runs"
+    assert reachable("runs", config) == str(tmp_path / "runs")
+    assert reachable("runs", train()) == "runs"

@@ -12,7 +12,7 @@ from cloc.boxes import Letterbox
 from cloc.errors import DataError
 from cloc.mllm.boxtext import frame_problem, text_to_box
 from cloc.mllm.conversation import Task, Turn
-from cloc.mllm.foreign import BoxFrame, read_conversations, read_referring
+from cloc.mllm.foreign import BoxFrame, ConversationStore, read_conversations, read_referring
 
 FRAME_OF = partial(Letterbox, size=100)
 WIDE = (200, 100)  # the image: the lower half of the padded square is padding
@@ -365,3 +365,45 @@ def test_boxes_of_files_can_be_read_back(tmp_path, images):
         back = text_to_box(conversation.turns[0].answer)
         assert back is not None
         assert np.abs(back - conversation.truth[0]).max() <= 0.0101
+
+
+# Items in any order
+
+
+def a_store(tmp_path, images, items, **options):
+    given = {"region_tokens": False, "box_frame": BoxFrame.AUTO, **options}
+    return ConversationStore([write(tmp_path, items)], images=images, frame_of=FRAME_OF, **given)
+
+
+def test_a_store_gives_what_reading_gives(tmp_path, images):
+    items = [
+        an_item("<image>\nwhere is it? [0.1, 0.2, 0.5, 0.6]", "At [0.1, 0.2, 0.5, 0.6]."),
+        {"conversations": said("hello", "hi")},
+        an_item("Was ist das?", "Ein Schlüssel.", image="2.png"),
+    ]
+    store = a_store(tmp_path, images, items, region_tokens=True)
+    read = list(read_conversations(write(tmp_path, items), images=images, frame_of=FRAME_OF, region_tokens=True))
+    assert len(store) == len(read) == 2
+    assert store.left_out == {"no image": 1}
+    for one, other in zip((store[1], store[0]), read[::-1], strict=True):
+        assert (one.key, one.image) == (other.key, other.image)
+        [mine], [theirs] = one.conversations, other.conversations
+        assert mine.turns == theirs.turns
+        np.testing.assert_array_equal(mine.regions, theirs.regions)
+
+
+def test_a_store_holds_no_test_image(tmp_path, images):
+    items = [an_item("a?", "b"), an_item("a?", "b", image="2.png")]
+    store = a_store(tmp_path, images, items, test_keys={"coco_1"})
+    assert [store[number].key for number in range(len(store))] == ["2"]
+    assert store.left_out == {"a test image": 1}
+    with pytest.raises(DataError, match=r"no item of it can be trained on \(2 a test image\)"):
+        a_store(tmp_path, images, items, test_keys={"coco_1", "2"})
+
+
+def test_a_store_tells_of_what_is_not_there_at_once_and_of_boxes_when_they_are_read(tmp_path, images):
+    with pytest.raises(DataError, match=r"item 1: the image '3.png' is not in"):
+        a_store(tmp_path, images, [an_item("a?", "b"), an_item("a?", "b", image="3.png")])
+    store = a_store(tmp_path, images, [an_item("what is in [0.5, 0.5, 0.4, 0.9]?", "b")])
+    with pytest.raises(DataError, match=r"item 0: .*0\.5"):
+        store[0]

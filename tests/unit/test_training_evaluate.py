@@ -26,7 +26,7 @@ from cloc.training import evaluate
 from cloc.training.checkpoint import Checkpoints, TrainingState
 from cloc.training.distributed import Rank
 from cloc.training.evaluate import SmallEvaluation, grounding_accuracy, joined_truth, make_evaluation, recall
-from cloc.training.job import METRICS_FILE
+from cloc.training.jobfile import METRICS_FILE
 from cloc.training.preemption import Preemption
 from cloc.training.task import CLOCTask
 from cloc.training.trainer import Trainer

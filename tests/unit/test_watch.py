@@ -19,10 +19,13 @@ from cloc.model import factory
 from cloc.training.checkpoint import TrainingState
 from cloc.training.distributed import Rank
 from cloc.training.flops import Costs, Load, Peak
-from cloc.training.job import METRICS_FILE, TrainingJob
+from cloc.training.job import TrainingJob
+from cloc.training.jobfile import METRICS_FILE
+from cloc.training.watch import clock as clocks
 from cloc.training.watch import meter as meters
 from cloc.training.watch import progress
-from cloc.training.watch.meter import Clock, Meter
+from cloc.training.watch.clock import Clock
+from cloc.training.watch.meter import Meter
 from cloc.training.watch.record import Recorder
 from cloc.training.watch.rows import ObjectRows, open_rows
 
@@ -55,7 +58,8 @@ class FakeTime:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> FakeTime:
     fake = FakeTime()
-    monkeypatch.setattr(meters, "time", fake)
+    for module in (meters, clocks):
+        monkeypatch.setattr(module, "time", fake)
     return fake
 
 

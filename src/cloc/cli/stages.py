@@ -198,11 +198,26 @@ def register(evaluation: str, model: str, out: str, **settings: Any) -> None:
     default="setting",
     help="What embeds the boxes of questions, in place of adapter.region_sampler.",
 )
+@click.option("--dry-run", is_flag=True, help="Print what the scheduler would be asked for; start and write nothing.")
 @settings_options
 def tune(
-    data: str, captions: str, regions: str, encoder: str, out: str, report: str, region_sampler: str, **settings: Any
+    data: str,
+    captions: str,
+    regions: str,
+    encoder: str,
+    out: str,
+    report: str,
+    region_sampler: str,
+    dry_run: bool,
+    **settings: Any,
 ) -> None:
-    """Tune an MLLM adapter on referring and grounding, ask it about test images, and report."""
+    """Tune an MLLM adapter on referring and grounding, ask it about test images, and report; through TorchX.
+
+    Told to stop (SIGTERM, Ctrl-C), it saves and ends with exit code 75 or 130; the same command goes on from there.
+
+    \b
+    cloc tune --data data --captions work/captions --regions work/regions --encoder work/cloc --out work/adapter
+    """
     inputs = {
         "data": data,
         "captions": captions,
@@ -210,4 +225,11 @@ def tune(
         "encoder": encoder,
         "region_sampler": region_sampler,
     }
-    run_stage("adapter_tuning", resolve(**settings), inputs=inputs, outputs={"adapter": out, "report": report})
+    outputs = {"adapter": out, "report": report}
+    if dry_run:
+        from cloc.mllm import stage  # heavy: not for --help
+
+        text = stage.request(resolve(**settings), inputs=stage.Inputs(**inputs), outputs=stage.Outputs(**outputs))
+        click.echo(text, nl=False)
+        return
+    run_stage("adapter_tuning", resolve(**settings), inputs=inputs, outputs=outputs)

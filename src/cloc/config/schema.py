@@ -443,6 +443,13 @@ RECORDING = frozenset(
 )  # fmt: skip
 """Settings of `train` that change what is written down, where it runs or how fast, and not what is trained; nor what
 happens at a bad batch. A run goes on with others: what ran out of memory, or met a NaN, need not start anew."""
+TUNING_RECORDING = frozenset(
+    {
+        "log_every", "checkpoint_every", "processes", "nodes", "device", "gradient_checkpointing", "cache_gigabytes",
+        "repeats", "eval_images", "eval_batch_size", "test_files", "test_file_images", "test_file_split",
+    }
+)  # fmt: skip
+"""The same of `adapter`."""
 
 
 class AugmentationConfig(Section):
@@ -761,6 +768,15 @@ class AdapterConfig(Section):
     """Seed of weights, order and templates."""
     repeats: Positive = 1
     """How many are tuned alike, with seeds `seed`, `seed` + 1 and so on; the report shows how far they differ."""
+    files: Names = ()
+    """Instruction files in LLaVA's format (LLaVA, Ferret, ViP-LLaVA) that are mixed into the training."""
+    file_images: str = ""
+    """Folder of their images; empty: that of the first file."""
+    file_share: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """Share of a step's images that are theirs."""
+    file_boxes: Literal["auto", "image", "square", "bins", "pixels"] = "auto"
+    """What the numbers of boxes in their texts mean: shares of the image, shares of it padded to a square (LLaVA-1.5),
+    0 to 1000 (Ferret), or pixels; "auto" tells by the numbers, but cannot tell "image" from "square"."""
     test_files: Names = ()
     """RefCOCO-style JSON files whose expressions are grounded in the evaluation, too."""
     test_file_images: str = ""
@@ -773,6 +789,12 @@ class AdapterConfig(Section):
     """Questions answered together in the evaluation."""
     log_every: Positive = 50
     """Steps between metric records."""
+    checkpoint_every: Positive = 500
+    """Steps between checkpoints; `train` says how many are kept, and where."""
+    processes: NonNegative = 0
+    """Processes a machine; 0 takes `train.processes`. Scheduler, retries and the like are those of `train`."""
+    nodes: NonNegative = 0
+    """Machines; 0 takes `train.nodes`."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where tuning runs."""
 

@@ -7,6 +7,7 @@ L tokens.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +25,7 @@ from cloc.data.transforms import Picture, PixelBox, Pixels
 from cloc.errors import DataError
 
 Tokenize = Callable[[list[str]], Tensor]
+L = TypeVar("L")
 
 
 @dataclass(frozen=True)
@@ -112,11 +114,11 @@ class BatchSettings:
 
 
 @dataclass(frozen=True)
-class Drawn:
+class Drawn(Generic[L]):
     """A record and the epoch in which it was drawn."""
 
     epoch: int
-    record: Record
+    record: Record[L]
 
 
 class BatchMaker:
@@ -131,7 +133,7 @@ class BatchMaker:
         self._settings, self._tokenize = settings, tokenize
         self._random, self._buffers = SampleRandom(settings.seed), Buffers(settings.pixels_shape)
 
-    def make(self, samples: Sequence[Drawn], *, pixels_BSS3: Pixels | None = None) -> Batch:
+    def make(self, samples: Sequence[Drawn[Labels]], *, pixels_BSS3: Pixels | None = None) -> Batch:
         """A batch of B samples.
 
         Args:
@@ -151,14 +153,14 @@ class BatchMaker:
             _draw(sample.record, picture, example, out=out)
         return self._collate(samples, examples, pixels_BSS3)
 
-    def _named_example(self, sample: Drawn, *, size: tuple[int, int]) -> "_Example":
+    def _named_example(self, sample: Drawn[Labels], *, size: tuple[int, int]) -> "_Example":
         try:
             return self._example(sample, size=size)
         except Exception as error:
             error.add_note(f"at sample {sample.record.key!r}")
             raise
 
-    def _example(self, sample: Drawn, *, size: tuple[int, int]) -> "_Example":
+    def _example(self, sample: Drawn[Labels], *, size: tuple[int, int]) -> "_Example":
         """What is to be shown of a sample, and its labels."""
         settings, record, labels = self._settings, sample.record, sample.record.labels
         rng = self._random.of(epoch=sample.epoch, shard=record.shard, index=record.index)
@@ -184,7 +186,7 @@ class BatchMaker:
             retouch=retouch,
         )
 
-    def _collate(self, samples: Sequence[Drawn], examples: Sequence["_Example"], pixels_BSS3: Pixels) -> Batch:
+    def _collate(self, samples: Sequence[Drawn[Labels]], examples: Sequence["_Example"], pixels_BSS3: Pixels) -> Batch:
         settings, shape = self._settings, (len(examples), self._settings.max_regions)
         boxes_BM4, draws_BM3 = np.zeros((*shape, 4), np.float32), np.zeros((*shape, 3), np.float32)
         present_BM, text_index_BM = np.zeros(shape, np.bool_), np.zeros(shape, np.int64)
@@ -228,21 +230,21 @@ class _Example:
     retouch: Retouch | None
 
 
-def _opened(record: Record) -> Picture:
+def _opened(record: Record[Labels]) -> Picture:
     try:
         return Picture(record.image)
     except Exception as error:
         raise _undecodable(record, error) from None
 
 
-def _draw(record: Record, picture: Picture, example: _Example, *, out: Pixels) -> None:
+def _draw(record: Record[Labels], picture: Picture, example: _Example, *, out: Pixels) -> None:
     try:
         picture.letterbox(out.shape[0], crop=example.crop, retouch=example.retouch, out=out)
     except Exception as error:
         raise _undecodable(record, error) from None
 
 
-def _undecodable(record: Record, error: Exception) -> Exception:
+def _undecodable(record: Record[Labels], error: Exception) -> Exception:
     """What to raise. Decoders meet broken bytes with errors of any type: each means that this file is broken."""
     if isinstance(error, MemoryError):
         return error

@@ -24,6 +24,7 @@ import torch
 
 from cloc.data.batches import Batch, BatchMaker, BatchSettings, Drawn, Tokenize
 from cloc.data.buffers import Buffers
+from cloc.data.join import Labels
 from cloc.data.processes import start_worker
 from cloc.data.transforms import Pixels
 from cloc.errors import ClocError, DataError
@@ -38,7 +39,7 @@ _GRACE = 2.0  # seconds that a dead process may take to say what it died of
 class Task(Generic[T]):
     """What a batch is made of, and something that comes back with it."""
 
-    samples: Sequence[Drawn]
+    samples: Sequence[Drawn[Any]]
     tag: T
 
 
@@ -148,7 +149,7 @@ class _Worker:
         self._process.start()
         far.close()
 
-    def give(self, samples: Sequence[Drawn], *, slot: int) -> None:
+    def give(self, samples: Sequence[Drawn[Labels]], *, slot: int) -> None:
         """Sends what the next batch is made of."""
         with self._talking():
             self._pipe.send((slot, samples))

@@ -57,7 +57,7 @@ class ShardLabels:
             where = f"{dataset.regions.url}/{tables.table_path('regions', shard.name)}"
             raise DataError(f"{where}: {bad} boxes are not finite; make this table again")
 
-    def has_caption(self, key: str) -> bool:
+    def wants(self, key: str) -> bool:
         """Whether an image has a caption or an alt-text."""
         return key in self._captions
 

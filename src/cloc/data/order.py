@@ -30,6 +30,9 @@ class Purpose(IntEnum):
     BUFFER = 2
     REST = 3
     SAMPLE = 4
+    GROUP = 5
+    PART = 6
+    MIXED = 7
 
 
 def random_for(purpose: Purpose, *key: int) -> np.random.Generator:
@@ -92,11 +95,13 @@ class StreamOrder:
         buffer: samples that are shuffled together.
 
     Attributes:
+        epoch: as given.
         length: samples of the interval.
         spans: the interval, from front to back.
     """
 
     def __init__(self, counts: Sequence[int], *, seed: int, epoch: int, stream: int, streams: int, buffer: int) -> None:
+        self.epoch = epoch
         self._buffer, self._key = buffer, (seed, epoch, stream)
         sizes = np.asarray(counts, dtype=np.int64)
         shards = random_for(Purpose.SHARDS, seed, epoch).permutation(len(sizes))

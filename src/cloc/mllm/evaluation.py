@@ -53,7 +53,13 @@ class _Asked:
 
 
 def evaluate(
-    adapter: Adapter, chat: ChatFormat, questions: Iterable[Questions], *, batch_size: int, precision: str
+    adapter: Adapter,
+    chat: ChatFormat,
+    questions: Iterable[Questions],
+    *,
+    batch_size: int,
+    precision: str,
+    quiet: bool = False,
 ) -> list[Prediction]:
     """Answers all questions.
 
@@ -63,6 +69,7 @@ def evaluate(
         questions: of each image.
         batch_size: questions answered together.
         precision: as in section `adapter`.
+        quiet: whether nothing is said of the progress.
 
     Returns:
         A prediction a question, in their order.
@@ -76,7 +83,7 @@ def evaluate(
             continue
         found |= _answered(adapter, chat, batch, precision=precision)
         batch.clear()
-        if time.monotonic() - said > _SILENCE:
+        if not quiet and time.monotonic() - said > _SILENCE:
             said = time.monotonic()
             print(f"adapter: {len(found)} questions answered, {len(found) / (said - started):.0f} a second", flush=True)
     for batch in held.values():

@@ -1,10 +1,11 @@
 """Features of the training images, computed once: a frozen encoder says the same of an image each time.
 
 They are kept where images come more than once and all of them fit into memory; else the encoder runs in each step.
-Images are taken in the data set's order and in parts of one size, so that they come out alike whenever they are made.
+Images are taken in the data set's order and in parts of one size, so that they come out alike whenever, and by however
+many ranks, they are made.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from itertools import islice
 
 import torch
@@ -20,23 +21,9 @@ _PART = 64  # images that the encoder sees together
 _GIGABYTE = 1_000_000_000
 
 
-class KnownFeatures:
-    """Features by the key of their image.
-
-    Args:
-        features: (N, W) of each.
-    """
-
-    def __init__(self, features: Mapping[str, Tensor]) -> None:
-        self._features = features
-
-    def of(self, keys: Sequence[str]) -> Tensor:
-        """(B, N, W), in the order of the keys."""
-        return torch.stack([self._features[key] for key in keys])
-
-
 def pays(adapter: Adapter, settings: AdapterConfig, *, images: int) -> bool:
-    """Whether features are worth keeping: the encoder is frozen, images come twice on average, and there is room.
+    """Whether features are worth keeping: the encoder is frozen, images come twice on average, there is room, and
+    all of them are the data set's.
 
     Args:
         adapter: the model.
@@ -45,30 +32,50 @@ def pays(adapter: Adapter, settings: AdapterConfig, *, images: int) -> bool:
     """
     vision = adapter.model.config.vision_config
     room = images * adapter.image_tokens * vision.hidden_size * 4 <= settings.cache_gigabytes * _GIGABYTE
-    return room and not settings.train_encoder and settings.steps * settings.batch_size >= 2 * images
+    return (
+        room
+        and not settings.train_encoder
+        and not settings.files
+        and settings.steps * settings.batch_size >= 2 * images
+    )
 
 
 @torch.no_grad()
 def known_features(
-    adapter: Adapter, dataset: Dataset, settings: AdapterConfig, *, keep: Callable[[LabeledSample], bool]
-) -> KnownFeatures:
-    """Runs the encoder over all images that may be trained on.
+    adapter: Adapter,
+    dataset: Dataset,
+    settings: AdapterConfig,
+    *,
+    keep: Callable[[str, bytes], bool],
+    rank: int = 0,
+    ranks: int = 1,
+) -> dict[str, Tensor]:
+    """Runs the encoder over the images that may be trained on; of several ranks each over its share.
 
     Args:
         adapter: the model; its encoder must be frozen.
         dataset: the training data.
         settings: section `adapter`.
-        keep: which samples may be used.
+        keep: which images may be used, by key and encoded image.
+        rank, ranks: which process of how many.
+
+    Returns:
+        (N, W) by key.
 
     Raises:
         DataError: an image cannot be decoded.
     """
-    found, samples = dict[str, Tensor](), filter(keep, dataset.read_all())
-    while part := list(islice(samples, _PART)):
+    found, samples = dict[str, Tensor](), filter(_kept(keep), dataset.read_all())
+    for number, part in enumerate(iter(lambda: list(islice(samples, _PART)), [])):
+        if number % ranks != rank:
+            continue
         pictures = [picture_of(sample, image_size=adapter.image_size) for sample in part]
         with autocast(settings.precision, adapter.device):
             features_BND = adapter.features(stacked(pictures))
         for picture, features_ND in zip(pictures, features_BND.float().cpu(), strict=True):
             found[picture.key] = features_ND.clone()
-    print(f"adapter: features of {len(found)} images are kept", flush=True)
-    return KnownFeatures(found)
+    return found
+
+
+def _kept(keep: Callable[[str, bytes], bool]) -> Callable[[LabeledSample], bool]:
+    return lambda sample: keep(sample.sample.key, sample.sample.image)

@@ -162,8 +162,6 @@ class Adapter:
         embeds_BLD = self.words(ids_BL)
         image_BND = self.model.model.multi_modal_projector(features_BND.float())
         embeds_BLD = _put(embeds_BLD, ids_BL == self._id(IMAGE_TOKEN), image_BND.flatten(0, 1))
-        if self.sampler is not None and not len(regions_K4) and torch.is_grad_enabled():
-            return embeds_BLD + self.sampler.idle().to(embeds_BLD.dtype)
         return self.put_regions(embeds_BLD, ids_BL, self.sample(features_BND, regions_K4, region_rows_K))
 
     def words(self, ids_BL: Tensor) -> Tensor:

@@ -35,15 +35,28 @@ class EvaluationQuestions:
         settings: section `adapter`.
         splits: whose test images are asked about.
         pool: phrases of the corpus.
+        rank, ranks: which process of how many asks: about every so many-th image.
 
     Attributes:
         shown: pictures of the first test images, by key, once they have been asked about.
+        places: where each image stands among those of all ranks, by source and key, once it has been asked about.
     """
 
-    def __init__(self, adapter: Adapter, settings: AdapterConfig, splits: Splits, pool: PhrasePool) -> None:
+    def __init__(
+        self,
+        adapter: Adapter,
+        settings: AdapterConfig,
+        splits: Splits,
+        pool: PhrasePool,
+        *,
+        rank: int = 0,
+        ranks: int = 1,
+    ) -> None:
+        self._rank, self._ranks = rank, ranks
         self._size, self._tokens = adapter.image_size, adapter.sampler is not None
         self._settings, self._splits, self._pool = settings, splits, pool
         self.shown: dict[str, Image.Image] = {}
+        self.places: dict[tuple[str, str], tuple[int, int]] = {}
 
     def __iter__(self) -> Iterator[Questions]:
         """All of them, an image at a time.
@@ -52,14 +65,16 @@ class EvaluationQuestions:
             DataError: an image cannot be decoded, or a file or what it names cannot be read.
         """
         yield from self._own()
-        for file in self._settings.test_files:
-            yield from self._of_file(Path(file))
+        for number, file in enumerate(self._settings.test_files, start=1):
+            yield from self._of_file(Path(file), part=number)
 
     def _own(self) -> Iterator[Questions]:
         weights = self._settings.tasks.weights
         for number, sample in enumerate(islice(self._splits.test_samples(), self._settings.eval_images)):
+            if number % self._ranks != self._rank:
+                continue
             picture = picture_of(sample, image_size=self._size)
-            if len(self.shown) < _SHOWN:
+            if number < _SHOWN:
                 self.shown[picture.key] = EncodedPicture(sample.sample.image).rgb()
             asked = evaluation_conversations(
                 picture.facts,
@@ -68,9 +83,10 @@ class EvaluationQuestions:
                 pool=self._pool,
                 rng=np.random.default_rng((0, number)),
             )
+            self.places["", picture.key] = 0, number
             yield Questions(picture, asked)
 
-    def _of_file(self, file: Path) -> Iterator[Questions]:
+    def _of_file(self, file: Path, *, part: int) -> Iterator[Questions]:
         """Expressions of a RefCOCO-style file, of its `adapter.test_file_split` where it has splits."""
         frame_of = partial(Letterbox, size=self._size)
         found = read_referring(
@@ -79,7 +95,9 @@ class EvaluationQuestions:
             frame_of=frame_of,
             split=self._settings.test_file_split,
         )
-        for item in islice(found, self._settings.eval_images):
+        chosen = islice(enumerate(found), self._rank, self._settings.eval_images, self._ranks)
+        for number, item in chosen:
+            self.places[file.stem, item.key] = part, number
             yield Questions(_foreign_picture(item, image_size=self._size), item.conversations, source=file.stem)
 
 

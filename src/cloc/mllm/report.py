@@ -20,12 +20,13 @@ from cloc.errors import DataError
 from cloc.evaluation.summary import signed
 from cloc.mllm import scores
 from cloc.mllm.conversation import Task
+from cloc.mllm.job import SEEDS
 from cloc.mllm.judging import Prediction, read_predictions
 from cloc.pages import environment
 from cloc.pages.pictures import COLORS, Mark, data_url, draw, fit
 
 PAGE, SUMMARY, RESULTS = "index.html", "summary.md", "results.json"
-PREDICTIONS, ABOUT, PICTURES, SEEDS = "predictions.jsonl", "adapter.json", "pictures", "seeds"
+PREDICTIONS, ABOUT, PICTURES = "predictions.jsonl", "adapter.json", "pictures"
 _PICTURES_INDEX = "pictures.json"
 _SIDE = 360  # long side of the pictures shown, pixels
 _CARDS = 6  # questions shown of each task

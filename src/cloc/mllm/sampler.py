@@ -118,11 +118,6 @@ class RegionSampler(nn.Module):
         embeds_KD: Tensor = self.mlp(embeds_BME[row_K, place_K])
         return embeds_KD
 
-    def idle(self) -> Tensor:
-        """0 that depends on all that is trained here: for batches without regions, so that every step has gradients of
-        the same parameters on every rank."""
-        return torch.stack([parameter.sum() for parameter in self.mlp.parameters()]).sum() * 0.0
-
     def describe(self) -> dict[str, Any]:
         """What `from_description` makes it from again, for JSON."""
         return self.reader.describe()

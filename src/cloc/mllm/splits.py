@@ -1,7 +1,7 @@
 """Which images are tuned on and which are asked about: no image is both."""
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
@@ -28,32 +28,41 @@ class Splits:
     test_name: str
     held_out: bool
 
-    def is_trained_on(self, sample: LabeledSample) -> bool:
-        """Whether a sample of the training data may be tuned on. Raises DataError when it is a test image as well."""
+    def is_trained_on(self, key: str, image: bytes) -> bool:
+        """Whether an image of the training data, by key and encoded, may be tuned on.
+
+        Raises:
+            DataError: it is a test image as well.
+        """
         if self.held_out:
-            return not _is_held_out(sample)
-        if (twin := self._test_images.get(_digest(sample))) is not None:
+            return not _is_held_out(key)
+        self.check(key, image, source=self.train.images.url)
+        return True
+
+    def check(self, key: str, image: bytes, *, source: str) -> None:
+        """Raises DataError when an image is one of the test."""
+        if (twin := self._test_images.get(sha256(image).digest())) is not None:
             raise DataError(
-                f"{self.train.images.url}: image {sample.sample.key!r} is {twin!r} of the test split {self.test_name}; "
+                f"{source}: image {key!r} is {twin!r} of the test split {self.test_name}; "
                 "take it out of the training data (`cloc data duplicates` lists all)"
             )
-        return True
+
+    @property
+    def test_keys(self) -> Collection[str]:
+        """Keys of the test images."""
+        return set(self._test_images.values())
 
     def test_samples(self) -> Iterator[LabeledSample]:
         """The test images."""
-        return (sample for sample in self.test.read_all() if not self.held_out or _is_held_out(sample))
+        return (sample for sample in self.test.read_all() if not self.held_out or _is_held_out(sample.sample.key))
 
     @cached_property
     def _test_images(self) -> dict[bytes, str]:
-        return {_digest(sample): sample.sample.key for sample in self.test.read_all()}
+        return {sha256(sample.sample.image).digest(): sample.sample.key for sample in self.test_samples()}
 
 
-def _digest(sample: LabeledSample) -> bytes:
-    return sha256(sample.sample.image).digest()
-
-
-def _is_held_out(sample: LabeledSample) -> bool:
-    return zlib.crc32(sample.sample.key.encode()) % _HELD_OUT == 0
+def _is_held_out(key: str) -> bool:
+    return zlib.crc32(key.encode()) % _HELD_OUT == 0
 
 
 def open_splits(config: DataConfig, *, data: str, captions: str, regions: str) -> Splits:

@@ -1,42 +1,40 @@
 """Stage `adapter_tuning`: tunes a LLaVA-style model on an encoder, asks it about test images, and reports.
 
-Same seed, data, steps and questions for every encoder, so that what two encoders lead to compares. Written to the
-output: the model (see `cloc.mllm.saving`), metrics.jsonl, predictions.jsonl, pictures/, results.json, and the same in
-`seeds/` where it is tuned several times; beside it the report (see `cloc.mllm.report`).
+Same seed, data, steps and questions for every encoder, so that what two encoders lead to compares. Ranks do the work
+(`cloc.mllm.trainer`), launched as those of pre-training are. Written to the output: the model (see `cloc.mllm.saving`),
+metrics.jsonl, predictions.jsonl, pictures/, results.json, and the same in `seeds/` where it is tuned several times;
+beside it the report (see `cloc.mllm.report`).
 """
 
 import json
+import os
 import shutil
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from transformers.utils.logging import disable_progress_bar
-
 from cloc.config import Config
-from cloc.config.schema import AdapterConfig
+from cloc.config.schema import AdapterConfig, DecoderConfig
 from cloc.data.dataset import Dataset
+from cloc.data.digests import files_digest
+from cloc.data.fetching import send, sending
+from cloc.data.streams import check_amount, check_division
 from cloc.errors import ConfigError, DataError
-from cloc.mllm import report, scores, stream
-from cloc.mllm.api import chosen_device
-from cloc.mllm.building import make_adapter, name_adapter
-from cloc.mllm.evaluation import evaluate
-from cloc.mllm.features import known_features, pays
-from cloc.mllm.instructions import PhrasePool, bare_wordings, plain
-from cloc.mllm.judging import write_predictions
-from cloc.mllm.model import Adapter
-from cloc.mllm.questions import EvaluationQuestions
+from cloc.evaluation.provenance import weights_digest
+from cloc.mllm import report, scores
+from cloc.mllm.job import ENCODER, SEEDS, SUMMARY_FILE, TuningJob, bring, launched
 from cloc.mllm.sampler import objective_of
-from cloc.mllm.saving import save_adapter
 from cloc.mllm.splits import Splits, open_splits
+from cloc.mllm.texts import vocabulary_texts
 from cloc.mllm.tokenizer import train_tokenizer
-from cloc.mllm.tuning import TuningReport, tune
-from cloc.stage import StageResult
+from cloc.stage import StageResult, fingerprint
+from cloc.training.jobfile import METRICS_FILE, TOKENIZER
+from cloc.training.launch import home, impatient, reachable, request_text, run_app, training_app
 
 STAGE = "adapter_tuning"
-METRICS, RESULTS = "metrics.jsonl", "results.json"
-_VOCABULARY_SHARDS = 16  # texts of so many shards train a made decoder's tokenizer, and fill the pool of phrases
+LOGS, RESULTS = "logs", "results.json"
+_MODULE = "cloc.mllm.trainer"
 _SETTING = ("", "setting")
 
 
@@ -72,32 +70,118 @@ class Outputs:
 
 
 def run(config: Config, *, inputs: Inputs, outputs: Outputs) -> StageResult:
-    """Tunes and evaluates.
+    """Tunes and evaluates through TorchX, as section `train` says; the same command goes on where it was stopped.
+
+    Where `train.storage` is set, all that the run writes lies in a folder of it that is named after the run, and what
+    it made is brought to `outputs.adapter` at the end.
 
     Raises:
-        ConfigError: the encoder or the language model cannot be used.
+        ConfigError: the encoder or the language model cannot be used, or ranks cannot share a batch.
         DataError: a split is missing, nothing can be asked about it, or a test image is in the training data.
-        TrainingError: the loss is not finite.
+        TrainingError: the loss is not finite, or a rank failed.
     """
-    settings, folder = _settings(config.adapter, inputs), Path(outputs.adapter)
+    folder = Path(outputs.adapter)
+    folder.mkdir(parents=True, exist_ok=True)
+    config = _settled(config, inputs)
     splits = open_splits(config.data, data=inputs.data, captions=inputs.captions, regions=inputs.regions)
-    disable_progress_bar()  # this stage tells its progress itself
+    launch, adapter = launched(config), config.adapter
+    ranks, streams = launch.processes * launch.nodes, launch.streams
+    check_division(batch_size=adapter.batch_size, streams=streams, processes=ranks, section="adapter")
+    check_amount(splits.train, batch_size=adapter.batch_size, section="adapter")
+    job = _job(config, inputs, digest=_digest(splits, inputs, adapter.files), test=splits.test_name)
+    job = replace(job, output=home(run_name(job), launch, folder))
+    _prepare(job, config, splits.train)
+    if launch.storage and Path(inputs.encoder).is_dir():
+        send(Path(inputs.encoder), job.output, ENCODER)
+        job = replace(job, encoder="")
+    job.save()
+    if launch.storage:
+        print(f"the run writes to {job.output}", flush=True)
+    run_app(_app(job.output, config, run_name(job)), launch, log_dir=folder / LOGS)
+    if launch.storage:
+        bring(job.output, folder)
+    name, page = f"{job.about['encoder_objective']} encoder", Path(outputs.report or folder / "report")
+    comparison = report.write_report({name: folder}, page, title=f"MLLM adapter on the {name}")
+    return _result(comparison, job, name=name, folder=folder, page=page)
+
+
+def request(config: Config, *, inputs: Inputs, outputs: Outputs) -> str:
+    """What `run` would hand to the scheduler, as text. Nothing is started or written.
+
+    The run's name needs hashes of data and encoder; where they cannot be read from here, DATA stands for them, and the
+    last line says so.
+
+    Raises:
+        ConfigError: the settings cannot be used.
+    """
+    config, note = _settled(config, inputs), ""
+    try:
+        with impatient():
+            splits = open_splits(config.data, data=inputs.data, captions=inputs.captions, regions=inputs.regions)
+            digest = _digest(splits, inputs, config.adapter.files)
+            name = run_name(_job(config, inputs, digest=digest, test=splits.test_name))
+    except DataError as error:
+        name = "adapter-DATA"
+        note = f"# DATA stands for a hash of encoder and data, which cannot be read from here: {error}\n"
+    launch = launched(config)
+    return request_text(_app(home(name, launch, outputs.adapter), config, name), launch) + note
+
+
+def run_name(job: TuningJob) -> str:
+    """Name of a run, the same for equal settings (of what is tuned), encoder and data: `adapter-0123456789abcdef`."""
+    return f"adapter-{fingerprint(job.identity())}"
+
+
+def _app(output: str, config: Config, name: str) -> Any:
+    return training_app(output, launched(config), environment=os.environ, run=name, name="cloc-tune", module=_MODULE)
+
+
+def _job(config: Config, inputs: Inputs, *, digest: str, test: str) -> TuningJob:
+    """The job, but for where it writes."""
+    train = config.train
     about = {
         "encoder": Path(inputs.encoder).name,
         "encoder_objective": objective_of(inputs.encoder),
-        "data": splits.train.digest,
-        "test": splits.test_name,
+        "data": digest,
+        "test": test,
     }
-    shutil.rmtree(folder / report.SEEDS, ignore_errors=True)  # of an earlier run with more
-    reports = []
-    for number in range(settings.repeats):
-        seeded = settings.model_copy(update={"seed": settings.seed + number, "repeats": 1})
-        place = folder if not number else folder / report.SEEDS / str(seeded.seed)
-        reports.append(_tune(seeded, inputs.encoder, splits, place, about=about))
-    name = f"{about['encoder_objective']} encoder"
-    page = Path(outputs.report or folder / "report")
-    comparison = report.write_report({name: folder}, page, title=f"MLLM adapter on the {name}")
-    return _result(comparison, reports, name=name, about=about, folder=folder, page=page)
+    here = Path(inputs.encoder).is_dir() and not train.storage
+    return TuningJob(
+        config=config.model_dump(mode="json"),
+        data=reachable(inputs.data, train),
+        captions=reachable(inputs.captions, train),
+        regions=reachable(inputs.regions, train),
+        encoder=reachable(inputs.encoder, train) if here else inputs.encoder,
+        about=about,
+        digest=digest,
+        output="",
+    )
+
+
+def _digest(splits: Splits, inputs: Inputs, files: Sequence[str]) -> str:
+    """Of what is tuned on, and of the encoder's weights."""
+    train, more = splits.train, [files_digest(files, what="adapter.files")] if files else []
+    return fingerprint(train.digest, train.labels_digest(), weights_digest(inputs.encoder), *more)
+
+
+def _prepare(job: TuningJob, config: Config, train: Dataset) -> None:
+    """Takes away what an earlier run with more seeds left, and writes the tokenizer of a made decoder."""
+    wanted = {Path(seed.output).name for seed in job.seeds()}
+    if "://" not in job.output and (others := Path(job.output) / SEEDS).is_dir():
+        for place in others.iterdir():
+            if place.name not in wanted:
+                shutil.rmtree(place)
+    if not config.adapter.language_model:
+        decoder: DecoderConfig = config.adapter.decoder
+        tokenizer = train_tokenizer(
+            vocabulary_texts(train), vocab_size=decoder.vocab_size, context_length=decoder.context_length
+        )
+        with sending(job.output, TOKENIZER) as folder:
+            tokenizer.save_pretrained(folder)
+
+
+def _settled(config: Config, inputs: Inputs) -> Config:
+    return config.model_copy(update={"adapter": _settings(config.adapter, inputs)})
 
 
 def _settings(settings: AdapterConfig, inputs: Inputs) -> AdapterConfig:
@@ -110,94 +194,12 @@ def _settings(settings: AdapterConfig, inputs: Inputs) -> AdapterConfig:
         raise ConfigError(f"region_sampler: {inputs.region_sampler!r} is none of none, roi_align, prompter") from None
 
 
-def _tune(
-    settings: AdapterConfig, encoder: str, splits: Splits, folder: Path, *, about: dict[str, Any]
-) -> TuningReport:
-    """Tunes with one seed, and asks."""
-    folder.mkdir(parents=True, exist_ok=True)
-    sampler = "" if settings.region_sampler == "none" else f", region sampler {settings.region_sampler}"
-    print(f"adapter: {about['encoder_objective']} encoder{sampler}, seed {settings.seed}", flush=True)
-    pool = PhrasePool.of(_region_texts(splits.train))
-    adapter = _build(settings, encoder, splits.train)
-    chat, tokens = adapter.chat(), adapter.sampler is not None
-    adapter.trainable("tune", train_encoder=settings.train_encoder)
-    known = None
-    if pays(adapter, settings, images=splits.train.manifest.images):
-        known = known_features(adapter, splits.train, settings, keep=splits.is_trained_on)
-    steps = stream.batches(
-        splits.train,
-        chat,
-        pool,
-        stream.StreamSettings(
-            image_size=adapter.image_size,
-            batch_size=settings.batch_size,
-            questions=settings.questions,
-            tasks=settings.tasks.weights,
-            region_tokens=tokens,
-            seed=settings.seed,
-            by_length=settings.grouping == "length",
-            decode=known is None,
-        ),
-        keep=splits.is_trained_on,
-    )
-    told = tune(adapter, steps, settings, metrics=folder / METRICS, known=known)
-    made = settings.model_dump(mode="json", exclude={"repeats", "eval_images", "eval_batch_size", "log_every"})
-    save_adapter(adapter, folder, about={**about, "seed": settings.seed, "settings": made})
-    _ask(adapter, settings, splits, pool, folder)
-    return told
-
-
-def _build(settings: AdapterConfig, encoder: str, train: Dataset) -> Adapter:
-    device = chosen_device(settings.device)
-    if settings.language_model:
-        return name_adapter(encoder, settings, device=device).to(device)
-    decoder = settings.decoder
-    tokenizer = train_tokenizer(_texts(train), vocab_size=decoder.vocab_size, context_length=decoder.context_length)
-    made = make_adapter(encoder, tokenizer, decoder, seed=settings.seed, region_sampler=settings.region_sampler)
-    return made.to(device)
-
-
-def _texts(train: Dataset) -> Iterator[str]:
-    for wording in bare_wordings():
-        yield from [wording] * 100
-    yield from _region_texts(train)
-    for shard in train.manifest.shards[:_VOCABULARY_SHARDS]:
-        for rows in train.rows("captions", shard).values():
-            yield from (plain(row["text"]) for row in rows)
-
-
-def _region_texts(train: Dataset) -> Iterator[str]:
-    for shard in train.manifest.shards[:_VOCABULARY_SHARDS]:
-        for rows in train.rows("regions", shard).values():
-            yield from (plain(row["text"]) for row in rows)
-
-
-def _ask(adapter: Adapter, settings: AdapterConfig, splits: Splits, pool: PhrasePool, folder: Path) -> None:
-    """Asks about the test images, and keeps answers and some pictures."""
-    questions = EvaluationQuestions(adapter, settings, splits, pool)
-    found = evaluate(
-        adapter, adapter.chat(), questions, batch_size=settings.eval_batch_size, precision=settings.precision
-    )
-    if not found:
-        raise DataError(f"{splits.test.regions.url}: nothing can be asked about any test image (adapter.tasks)")
-    write_predictions(found, folder / report.PREDICTIONS)
-    report.save_pictures(questions.shown, folder)
-
-
-def _result(
-    comparison: dict[str, Any],
-    reports: list[TuningReport],
-    *,
-    name: str,
-    about: dict[str, Any],
-    folder: Path,
-    page: Path,
-) -> StageResult:
-    figures = scores.metrics(comparison, name)
-    first = reports[0]
-    tuning = {key: value for key, value in asdict(first).items() if isinstance(value, float)}
+def _result(comparison: dict[str, Any], job: TuningJob, *, name: str, folder: Path, page: Path) -> StageResult:
+    figures, told = scores.metrics(comparison, name), _summaries(job, folder)
+    first = told[0]
+    tuning = {key: value for key, value in first.items() if isinstance(value, float)}
     metrics = {**figures, **{f"mllm/tuning/{key}": value for key, value in tuning.items()}}
-    body = {**about, "seeds": len(reports), "figures": figures, "tuning": [asdict(each) for each in reports]}
+    body = {**job.about, "seeds": len(told), "figures": figures, "tuning": told}
     (folder / RESULTS).write_text(json.dumps(body, indent=2, sort_keys=True) + "\n")
     said = ", ".join(
         f"{entry['label']} {100 * entry['scores'][name]['value']:.1f}"
@@ -205,20 +207,23 @@ def _result(
         if entry["name"] in ("refer/accuracy", "refer/noun_accuracy", "ground/acc@0.5", "ground/parse_failures")
     )
     asked = max(entry["scores"][name]["images"] for entry in comparison["figures"])
+    counts = {key: first[key] for key in ("steps", "images", "conversations", "answer_tokens")}
     return StageResult(
         stage=STAGE,
         metrics=metrics,
-        counts={
-            "steps": first.steps,
-            "images": first.images,
-            "conversations": first.conversations,
-            "answer_tokens": first.answer_tokens,
-            "test_images": asked,
-        },
+        counts={**counts, "test_images": asked},
         message=f"{name} (percent): {said}",
         artifacts={
             "results": str(folder / RESULTS),
             "predictions": str(folder / report.PREDICTIONS),
             "report": str(page / report.PAGE),
+            "metrics over time": str(folder / METRICS_FILE),
         },
     )
+
+
+def _summaries(job: TuningJob, folder: Path) -> list[dict[str, Any]]:
+    """What each seed's tuning took."""
+    root = replace(job, output=str(folder))
+    summaries = [json.loads((Path(seed.output) / SUMMARY_FILE).read_text()) for seed in root.seeds()]
+    return [{key: value for key, value in summary.items() if key != "identity"} for summary in summaries]

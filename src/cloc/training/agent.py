@@ -271,6 +271,7 @@ def parse(arguments: Sequence[str]) -> tuple[Part, bool]:
     """The part that the command line names, and whether to stop with the process that started this one."""
     parser = argparse.ArgumentParser(prog="python -m cloc.training.agent", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--output", required=True, help="folder or s3:// prefix that holds the job")
+    parser.add_argument("--module", default=Part.module, help="what a rank runs, with the output for its argument")
     parser.add_argument("--nodes", type=int, default=1, help="machines")
     parser.add_argument("--node", type=int, default=0, help="which one this is, from 0")
     parser.add_argument("--processes", type=int, default=1, help="ranks a machine")
@@ -294,6 +295,7 @@ def parse(arguments: Sequence[str]) -> tuple[Part, bool]:
         run_id=given.run_id,
         grace=given.grace,
         timeout=given.timeout,
+        module=given.module,
     )
     return part, given.follow
 

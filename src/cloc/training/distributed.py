@@ -37,7 +37,7 @@ class Rank:
 
 
 @contextmanager
-def process_group(device: str, *, timeout_seconds: float = 1800) -> Iterator[Rank]:
+def process_group(device: str, *, timeout_seconds: float = 1800, section: str = "train") -> Iterator[Rank]:
     """Joins the group that torchrun's variables name (none: a group of one) and leaves it at the end.
 
     After an error the group is left as it is, for the others must not learn of it before this rank has said why: call
@@ -46,12 +46,13 @@ def process_group(device: str, *, timeout_seconds: float = 1800) -> Iterator[Ran
     Args:
         device: "auto" (CUDA when there is any), "cpu" or "cuda".
         timeout_seconds: how long ranks wait for each other.
+        section: of the settings that has the device and the number of processes.
 
     Raises:
         TrainingError: there is no GPU, or not one a process.
     """
     use_cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
-    where = _own_gpu() if use_cuda else torch.device("cpu")
+    where = _own_gpu(section) if use_cuda else torch.device("cpu")
     if "RANK" not in os.environ:
         yield Rank(0, 1, where)
         return
@@ -65,18 +66,18 @@ def process_group(device: str, *, timeout_seconds: float = 1800) -> Iterator[Ran
     dist.destroy_process_group()
 
 
-def _own_gpu() -> torch.device:
+def _own_gpu(section: str) -> torch.device:
     """The GPU of this process. Every process of the machine comes to the same verdict."""
     if not torch.cuda.is_available():
         raise TrainingError(
-            f"train.device is cuda, but PyTorch {torch.__version__} sees no GPU here; look at nvidia-smi and at the "
-            "build of PyTorch, or set train.device=cpu"
+            f"{section}.device is cuda, but PyTorch {torch.__version__} sees no GPU here; look at nvidia-smi and at "
+            f"the build of PyTorch, or set {section}.device=cpu"
         )
     local, processes = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if processes > (gpus := torch.cuda.device_count()):
         raise TrainingError(
-            f"{processes} processes (train.processes) share {gpus} GPUs here; each needs its own: set "
-            f"train.processes={gpus}"
+            f"{processes} processes ({section}.processes) share {gpus} GPUs here; each needs its own: set "
+            f"{section}.processes={gpus}"
         )
     where = torch.device("cuda", local)
     torch.cuda.set_device(where)

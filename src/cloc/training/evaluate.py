@@ -25,7 +25,7 @@ from cloc.config import Config
 from cloc.config.schema import AugmentationConfig
 from cloc.data.batches import Batch, BatchMaker, BatchSettings, Drawn
 from cloc.data.dataset import Dataset
-from cloc.data.join import ShardLabels
+from cloc.data.join import Labels, ShardLabels
 from cloc.data.reading import Record
 from cloc.errors import ConfigError, DataError
 from cloc.model import factory
@@ -177,7 +177,7 @@ class SmallEvaluation:
     def _made(self) -> Iterator[Batch]:
         """This rank's share, decoded."""
         size = self._train.micro_batch or max(1, self._train.batch_size // self._rank.world_size)
-        pending = list[Drawn]()
+        pending = list[Drawn[Labels]]()
         for record in _read(self._dataset, self._places):
             pending.append(Drawn(0, record))
             if len(pending) == min(size, _AT_ONCE):
@@ -186,7 +186,7 @@ class SmallEvaluation:
         if pending:
             yield self._make(pending)
 
-    def _make(self, samples: Sequence[Drawn]) -> Batch:
+    def _make(self, samples: Sequence[Drawn[Labels]]) -> Batch:
         shape = (len(samples), self._side, self._side, 3)
         return self._maker.make(samples, pixels_BSS3=np.empty(shape, dtype=np.uint8))
 
@@ -307,7 +307,7 @@ def _captioned(dataset: Dataset, *, most: int) -> int:
     return found
 
 
-def _read(dataset: Dataset, places: Sequence[int]) -> Iterator[Record]:
+def _read(dataset: Dataset, places: Sequence[int]) -> Iterator[Record[Labels]]:
     """The samples at these places (ascending, any of them several times), counted over all that have a caption.
 
     Raises:
@@ -344,7 +344,7 @@ class _Wanted:
     def __call__(self, key: str) -> bool:
         index, place = self._asked, self.seen
         self._asked += 1
-        if not self._labels.has_caption(key):
+        if not self._labels.wants(key):
             return False
         self.seen += 1
         if place not in self._places:

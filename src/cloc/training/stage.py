@@ -5,7 +5,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, redirect_stdout
+from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,14 +13,16 @@ from typing import Any
 from cloc.config import Config
 from cloc.config.schema import TrainConfig
 from cloc.data.dataset import Dataset, resolve_split
+from cloc.data.fetching import copy
 from cloc.data.storage import open_storage
 from cloc.errors import ConfigError, DataError, TrainingError
 from cloc.model.processing import train_tokenizer
 from cloc.stage import StageResult, fingerprint
 from cloc.training.data_check import check_data, held_out
 from cloc.training.doctor import preflight
-from cloc.training.job import JOB_FILE, METRICS_FILE, SUMMARY_FILE, TOKENIZER, TrainingJob, copy
-from cloc.training.launch import request_text, run_app, training_app
+from cloc.training.job import TrainingJob
+from cloc.training.jobfile import JOB_FILE, METRICS_FILE, SUMMARY_FILE, TOKENIZER
+from cloc.training.launch import home, impatient, reachable, request_text, run_app, training_app
 
 STAGE = "pretraining"
 LOGS = "logs"
@@ -75,7 +77,9 @@ def run(config: Config, *, inputs: Inputs, outputs: Outputs) -> StageResult:
     check_data(dataset, config, objective=job.objective)
     preflight(config, dataset, objective=job.objective, out=outputs.model)
     place = held_out(config.train, inputs.data)
-    job = replace(job, output=_home(job, config.train, output), held_out=place and _absolute(place, config.train))
+    job = replace(
+        job, output=home(run_name(job), config.train, output), held_out=place and reachable(place, config.train)
+    )
     job = replace(job, tokenizer=_tokenizer(config, dataset, job))
     job.save()
     app = training_app(job.output, config.train, environment=os.environ, run=run_name(job))
@@ -98,7 +102,7 @@ def request(config: Config, *, inputs: Inputs, outputs: Outputs) -> str:
     """
     environment, note = dict(os.environ), ""
     try:
-        with _impatient():
+        with impatient():
             images = resolve_split(inputs.data, config.data.train_split)
             dataset = Dataset.open(images, captions=inputs.captions, regions=inputs.regions)
             digest = fingerprint(dataset.digest, dataset.labels_digest())
@@ -108,22 +112,8 @@ def request(config: Config, *, inputs: Inputs, outputs: Outputs) -> str:
     with redirect_stdout(sys.stderr):  # what is said of the steps is no part of the request
         job = _job(config, inputs, images=images, digest=digest)
     name = run_name(job) if digest else f"{job.objective}-DATA"
-    home = f"{_absolute(config.train.storage, config.train)}/{name}" if config.train.storage else outputs.model
-    return request_text(training_app(home, config.train, environment=environment, run=name), config.train) + note
-
-
-@contextmanager
-def _impatient() -> Iterator[None]:
-    """Has an S3 endpoint that does not answer asked once only."""
-    before = os.environ.get("CLOC_S3_PATIENCE")
-    os.environ["CLOC_S3_PATIENCE"] = "0"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["CLOC_S3_PATIENCE"]
-        else:
-            os.environ["CLOC_S3_PATIENCE"] = before
+    place = home(name, config.train, outputs.model)
+    return request_text(training_app(place, config.train, environment=environment, run=name), config.train) + note
 
 
 def _job(config: Config, inputs: Inputs, *, images: str, digest: str) -> TrainingJob:
@@ -134,9 +124,9 @@ def _job(config: Config, inputs: Inputs, *, images: str, digest: str) -> Trainin
         config=config.model_dump(mode="json"),
         objective="cloc" if inputs.objective == "cloc" else "clip",
         steps=_steps(config.train, inputs),
-        images=_absolute(images, config.train),
-        captions=_absolute(inputs.captions, config.train),
-        regions=_absolute(inputs.regions, config.train),
+        images=reachable(images, config.train),
+        captions=reachable(inputs.captions, config.train),
+        regions=reachable(inputs.regions, config.train),
         data_digest=digest,
         tokenizer="",
         output="",
@@ -146,24 +136,6 @@ def _job(config: Config, inputs: Inputs, *, images: str, digest: str) -> Trainin
 def run_name(job: TrainingJob) -> str:
     """Name of a run, the same for equal settings (of what is trained) and data: `cloc-0123456789abcdef`."""
     return f"{job.objective}-{fingerprint(job.identity())}"
-
-
-def _home(job: TrainingJob, train: TrainConfig, output: Path) -> str:
-    if not train.storage:
-        return str(output)
-    return f"{_absolute(train.storage, train).rstrip('/')}/{run_name(job)}"
-
-
-def _absolute(path: str, train: TrainConfig) -> str:
-    """A path as the machines of the scheduler see it: their working directory is another one."""
-    if "://" in path or Path(path).is_absolute() or train.scheduler == "local_cwd":
-        return path
-    if train.scheduler == "kubernetes":
-        raise ConfigError(
-            f"{path!r} is a relative path, which pods cannot find: give an s3:// prefix, or a folder of a volume of "
-            "train.kubernetes.volume_claims"
-        )
-    return str(Path(path).absolute())
 
 
 def _steps(train: TrainConfig, inputs: Inputs) -> int:

@@ -5,38 +5,36 @@ knows.
 """
 
 import json
-import sys
-import tempfile
 from collections.abc import Mapping
 from contextlib import closing, nullcontext
 from dataclasses import replace
-from pathlib import Path
-from typing import NoReturn
 
 import torch
 from torch import Tensor
 
-from cloc.config import parse
+from cloc.config import Config, parse
 from cloc.data.batches import Batch
 from cloc.data.dataset import Dataset
+from cloc.data.fetching import sending
 from cloc.data.loader import LoaderSettings, TrainLoader, check_division, joined, streams_of, unusable_of
 from cloc.data.storage import open_storage
 from cloc.errors import TrainingError
 from cloc.model import factory
 from cloc.training.checkpoint import Checkpoints, TrainingState
-from cloc.training.distributed import Rank, gathered, leave, process_group, seed_everything, total
+from cloc.training.distributed import Rank, gathered, seed_everything, total
 from cloc.training.ema import Average
 from cloc.training.evaluate import make_evaluation
-from cloc.training.failures import report
-from cloc.training.job import CHECKPOINTS, SUMMARY_FILE, TrainingJob
+from cloc.training.job import TrainingJob
+from cloc.training.jobfile import CHECKPOINTS, SUMMARY_FILE, TOKENIZER
 from cloc.training.optimizer import make_optimizers
 from cloc.training.parallel import full_state, parallel
-from cloc.training.preemption import PREEMPTED, Preempted, Preemption, follow_parent
+from cloc.training.preemption import Preempted, Preemption
+from cloc.training.process import run_rank
 from cloc.training.schedule import Phase, learning_rate, phases
 from cloc.training.step import Stepper
 from cloc.training.task import CLOCTask, Losses
 from cloc.training.watch.anomalies import BadBatch, Judge, Judgement, Verdict
-from cloc.training.watch.meter import Clock
+from cloc.training.watch.clock import Clock
 from cloc.training.watch.watching import Watch
 
 
@@ -47,7 +45,7 @@ class Trainer:
         self.job, self.rank, self.config = job, rank, parse(job.config, source="training job")
         train = self.config.train
         seed_everything(train.seed)
-        with job.tokenizer_source() as tokenizer:
+        with job.source(TOKENIZER, job.tokenizer) as tokenizer:
             self.model, self.processor = factory.create(
                 self.config.model,
                 self.config.loss,
@@ -261,33 +259,16 @@ class Trainer:
             "parameters": sum(p.numel() for p in self.model.parameters()),
             "unusable_samples": unusable_of(state.loader),
         }
-        output = open_storage(self.job.output)
-        with tempfile.TemporaryDirectory() as folder:
+        with sending(self.job.output) as folder:
             self.model.save_pretrained(folder, state_dict=weights)
             self.processor.save_pretrained(folder)
-            for path in sorted(Path(folder).rglob("*")):
-                if path.is_file():
-                    output.write_file(path.relative_to(folder).as_posix(), path)
-        output.write_bytes(SUMMARY_FILE, (json.dumps(summary, indent=2) + "\n").encode())
+        open_storage(self.job.output).write_bytes(SUMMARY_FILE, (json.dumps(summary, indent=2) + "\n").encode())
 
 
-def main() -> NoReturn:
-    """Entry point of a rank."""
-    preemption, config = Preemption(), None
-    preemption.listen()
-    # Ranks that an agent left behind would train beside those of the next attempt.
-    follow_parent(lambda: leave(1))
-    try:
-        job = TrainingJob.load(sys.argv[1])
-        config = parse(job.config, source="training job")
-        with process_group(config.train.device, timeout_seconds=config.train.timeout_seconds) as rank:
-            Trainer(job, rank, preemption=preemption).run()
-    except Preempted:
-        leave(PREEMPTED)
-    except BaseException as error:
-        leave(report(error, config, stopping=lambda: preemption.asked))
-    leave(0)
+def train(job: TrainingJob, config: Config, rank: Rank, preemption: Preemption) -> TrainingState:
+    """Does a rank's part of a job."""
+    return Trainer(job, rank, preemption=preemption).run()
 
 
 if __name__ == "__main__":
-    main()
+    run_rank(TrainingJob.load, train, section="train")

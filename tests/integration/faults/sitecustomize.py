@@ -89,11 +89,11 @@ ACTS: dict[str, Callable[[Any], None]] = {
 }
 
 
-def _patch(module: ModuleType) -> None:
-    """Puts the fault before `Stepper.backward`."""
-    plain, steps, done = module.Stepper.backward, 0, False
+def _before_steps(owner: type, name: str) -> None:
+    """Puts the fault before a method that is called once a step."""
+    plain, steps, done = getattr(owner, name), 0, False
 
-    def backward(self: Any, batch: Any) -> Any:
+    def step(self: Any, batch: Any, *rest: Any) -> Any:
         nonlocal steps, done
         steps += 1
         if steps == FAULT["step"] and _is_due():
@@ -101,9 +101,19 @@ def _patch(module: ModuleType) -> None:
             ACTS[FAULT["do"]](batch)
         elif done and "signal" in FAULT["do"]:
             time.sleep(LATER_STEP_SECONDS)
-        return plain(self, batch)
+        return plain(self, batch, *rest)
 
-    module.Stepper.backward = backward
+    setattr(owner, name, step)
+
+
+def _patch(module: ModuleType) -> None:
+    """Puts the fault before the steps of pre-training."""
+    _before_steps(module.Stepper, "backward")
+
+
+def _patch_tuning(module: ModuleType) -> None:
+    """Puts the fault before the steps of adapter tuning."""
+    _before_steps(module.Tuning, "_step")
 
 
 def _poison(module: ModuleType) -> None:
@@ -135,7 +145,7 @@ KIND = FAULT["do"] if FAULT else ""
 PATCHES: dict[str, Callable[[ModuleType], None]] = {
     "poison": {"cloc.training.task": _poison},
     "kill in save": {"cloc.training.checkpoint.shelf": _kill_in_save},
-}.get(KIND, {"cloc.training.step": _patch})
+}.get(KIND, {"cloc.training.step": _patch, "cloc.mllm.tuning": _patch_tuning})
 
 
 class _Loader(importlib.abc.Loader):

@@ -11,7 +11,6 @@ by `neg_category_ids`. The file's name is the level: `1_attributes.json`, `color
      "regions": [{"box": [12, 30, 200, 310], "text": "a red mug", "negatives": {"1_attributes": ["a blue mug"]}}]}
 """
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -79,25 +78,13 @@ class AskedImages:
         return next((self.images[self.names[key]] for key in keys if key in self.names), None)
 
 
-def digest_of(files: tuple[str, ...]) -> str:
-    """Hash of the files' names and bytes, in their order. Raises DataError when one cannot be read."""
-    digest = hashlib.sha256()
-    for path in files:
-        try:
-            with Path(path).open("rb") as file:
-                digest.update(f"{Path(path).name}\0{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
-        except OSError as error:
-            raise DataError(f"{_WHAT}: cannot read {path} ({error.strerror})") from None
-    return digest.hexdigest()
-
-
 @lru_cache(maxsize=1)
 def read_questions(files: tuple[str, ...], digest: str) -> AskedImages:
     """Reads the files; a process that asks again is given the same.
 
     Args:
         files: paths, in order.
-        digest: of the files, see `digest_of`; with another one they are read again.
+        digest: of the files, see `files_digest`; with another one they are read again.
 
     Raises:
         DataError: a file is missing, broken or of an unknown kind, or two images cannot be told apart.

@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cloc.config import Config
-from cloc.data.attributes.files import digest_of, read_questions
+from cloc.data.attributes.files import read_questions
 from cloc.data.attributes.shard import Answer, Task, two_keys
 from cloc.data.dataset import Dataset
+from cloc.data.digests import files_digest
 from cloc.data.processes import in_order, processes_of
 from cloc.errors import DataError
 from cloc.stage import StageResult
@@ -52,7 +53,7 @@ def run(config: Config, *, inputs: Inputs, outputs: Outputs) -> StageResult:
     files = tuple(inputs.files)
     if not files:
         raise DataError("attributes: name at least one file with hard negatives")
-    dataset, digest = Dataset.open(outputs.data), digest_of(files)
+    dataset, digest = Dataset.open(outputs.data), files_digest(files, what="attributes")
     asked = read_questions(files, digest)
     tasks = [Task(dataset.images.url, shard, files, digest) for shard in dataset.manifest.shards]
     processes = processes_of(config.data.processes)

@@ -4,12 +4,13 @@
     for item in read_referring("refcoco.json", images="coco/train2014", frame_of=..., split="testA"): ...
 
 Each item is an image with its conversations, boxes in the padded network input. Files are read as streams: what they
-hold is never in memory as a whole.
+hold is never in memory as a whole. `ConversationStore` is for training, which takes items in any order.
 """
 
 from cloc.mllm.foreign.boxes import BoxFrame
 from cloc.mllm.foreign.conversations import read_conversations
 from cloc.mllm.foreign.items import ForeignImage
 from cloc.mllm.foreign.referring import read_referring
+from cloc.mllm.foreign.store import ConversationStore
 
-__all__ = ["BoxFrame", "ForeignImage", "read_conversations", "read_referring"]
+__all__ = ["BoxFrame", "ConversationStore", "ForeignImage", "read_conversations", "read_referring"]

@@ -73,18 +73,35 @@ def read_conversations(
             is none in its frame, or turns that do not alternate.
     """
     for item in items_of(Path(file)):
-        messages = _messages(item)
-        name = item.value.get("image")
-        names = name if isinstance(name, list) else [name] if name else []
-        if len(names) != 1 or not isinstance(names[0], str):
-            if not names and _points(item, messages):
-                raise item.error("a region or <image> stands in its texts, but it names no image")
-            if left_out is not None:
-                left_out["several images" if names else "no image"] += 1
-            continue
-        image = find_image(item, names[0], images=Path(images))
-        conversation = _conversation(item, messages, image, frame_of, tokens=region_tokens, box_frame=box_frame)
-        yield ForeignImage(key_of_image(item, names[0]), image, (conversation,))
+        named = image_of(item, images=Path(images), left_out=left_out)
+        if named:
+            yield conversation_of(item, *named, frame_of, region_tokens=region_tokens, box_frame=box_frame)
+
+
+def image_of(item: Item, *, images: Path, left_out: Counter[str] | None = None) -> tuple[str, Path] | None:
+    """Key and file of the image that an item speaks about; None where it has none, or several.
+
+    Raises:
+        DataError: as `read_conversations`, but for boxes, which are not looked at.
+    """
+    messages, name = _messages(item), item.value.get("image")
+    names = name if isinstance(name, list) else [name] if name else []
+    if len(names) == 1 and isinstance(names[0], str):
+        return key_of_image(item, names[0]), find_image(item, names[0], images=images)
+    if not names and _points(item, messages):
+        raise item.error("a region or <image> stands in its texts, but it names no image")
+    if left_out is not None:
+        left_out["several images" if names else "no image"] += 1
+    return None
+
+
+def conversation_of(
+    item: Item, key: str, image: Path, frame_of: FrameOf, *, region_tokens: bool, box_frame: BoxFrame
+) -> ForeignImage:
+    """An item with its boxes in our format; arguments and errors as in `read_conversations`."""
+    messages = _messages(item)
+    conversation = _conversation(item, messages, image, frame_of, tokens=region_tokens, box_frame=box_frame)
+    return ForeignImage(key, image, (conversation,))
 
 
 def _points(item: Item, messages: list[str]) -> bool:

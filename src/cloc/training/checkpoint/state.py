@@ -18,6 +18,7 @@ class TrainingState:
         loader: where the streams of batches stand (`TrainLoader.state_dict`, of all ranks); empty at the start.
         judge: what the judge of anomalies knows.
         skipped: batches that were skipped so far.
+        counts: what else is counted over the whole run.
     """
 
     step: int
@@ -27,6 +28,7 @@ class TrainingState:
     loader: Mapping[str, Any] = field(default_factory=dict)
     judge: Mapping[str, Any] = field(default_factory=dict)
     skipped: int = 0
+    counts: Mapping[str, Any] = field(default_factory=dict)
 
     def check(self, identity: Mapping[str, Any], *, where: str) -> None:
         """Raises TrainingError when a run of that identity cannot go on from this state; names what differs."""

@@ -6,6 +6,7 @@ The only place that imports torchx.
     run        schedule, follow, try again, and the verdict
     wait       orders to stop, and the end
     logs       what the replicas say
+    place      where it reads and writes
     local, volcano, slurm    what TorchX's schedulers lack
 """
 
@@ -19,9 +20,10 @@ from torchx.schedulers.slurm_scheduler import create_scheduler as slurm_schedule
 
 from cloc.config.schema import TrainConfig
 from cloc.training.launch.app import training_app
+from cloc.training.launch.place import home, impatient, reachable
 from cloc.training.launch.run import request, run_app
 
-__all__ = ["request_text", "run_app", "training_app"]
+__all__ = ["home", "impatient", "reachable", "request_text", "run_app", "training_app"]
 
 
 def request_text(app: specs.AppDef, config: TrainConfig) -> str:

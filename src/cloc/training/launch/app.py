@@ -38,7 +38,15 @@ def grace_seconds(config: TrainConfig) -> int:
     return _SLURM_GRACE if config.scheduler == "slurm" else _LOCAL_GRACE
 
 
-def training_app(output: str, config: TrainConfig, *, environment: Mapping[str, str], run: str = "") -> specs.AppDef:
+def training_app(
+    output: str,
+    config: TrainConfig,
+    *,
+    environment: Mapping[str, str],
+    run: str = "",
+    name: str = APP,
+    module: str = "",
+) -> specs.AppDef:
     """The TorchX application of a training job: on every machine an agent that starts its ranks.
 
     Args:
@@ -46,6 +54,8 @@ def training_app(output: str, config: TrainConfig, *, environment: Mapping[str, 
         config: section `train`: machines, processes, scheduler and its settings.
         environment: the launcher's; ranks on other machines get from it where S3 and MLflow are.
         run: name of the run, for labels.
+        name: of the application.
+        module: what a rank runs; empty: pre-training.
 
     Returns:
         One role, `trainer`, with a replica a machine.
@@ -57,19 +67,20 @@ def training_app(output: str, config: TrainConfig, *, environment: Mapping[str, 
         name=ROLE,
         image=config.kubernetes.image if config.scheduler == "kubernetes" else "",
         entrypoint="python" if config.scheduler == "kubernetes" else sys.executable,
-        args=_arguments(output, config),
+        args=_arguments(output, config, module),
         env=_environment(config, environment),
         num_replicas=config.nodes,
         max_retries=config.max_retries,
         retry_policy=specs.RetryPolicy.APPLICATION,
         resource=_resource(config),
     )
-    return specs.AppDef(name=APP, roles=[role], metadata={LABEL_RUN: run} if run else {})
+    return specs.AppDef(name=name, roles=[role], metadata={LABEL_RUN: run} if run else {})
 
 
-def _arguments(output: str, config: TrainConfig) -> list[str]:
+def _arguments(output: str, config: TrainConfig, module: str) -> list[str]:
     named = {
         "output": output,
+        **({"module": module} if module else {}),
         "nodes": config.nodes,
         "node": specs.macros.replica_id,
         "processes": config.processes,

@@ -136,7 +136,7 @@ class _Attempt:
             handle: str = runner.schedule(info)
         except UNREACHABLE as error:
             raise TrainingError(
-                f"{self.config.scheduler} did not take the job ({reason_of(error)}); `cloc pretrain --dry-run` shows it"
+                f"{self.config.scheduler} did not take the job ({reason_of(error)}); --dry-run shows it"
             ) from None
         return handle
 

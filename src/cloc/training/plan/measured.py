@@ -13,7 +13,7 @@ from cloc.errors import ConfigError
 from cloc.model import factory
 from cloc.stage import CONFIG_FILE, RESULT_FILE
 from cloc.training.flops import Load, costs_of
-from cloc.training.job import METRICS_FILE, SUMMARY_FILE
+from cloc.training.jobfile import METRICS_FILE, SUMMARY_FILE
 from cloc.training.plan.figures import Figure, Origin
 from cloc.training.task import Objective
 

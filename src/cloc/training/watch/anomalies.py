@@ -47,10 +47,11 @@ class Judge:
 
     Args:
         train: section `train`.
+        rate: the setting of the learning rate, for advice.
     """
 
-    def __init__(self, train: TrainConfig) -> None:
-        self._train = train
+    def __init__(self, train: TrainConfig, *, rate: str = "train.learning_rate") -> None:
+        self._train, self._rate = train, rate
         self._losses: deque[float] = deque(maxlen=_WINDOW)
         self._in_row = 0
 
@@ -66,7 +67,7 @@ class Judge:
             return Judgement(
                 Verdict.STOP,
                 f"{judgement.reason}, after {self._train.max_skipped} skipped batches in a row (train.max_skipped)",
-                "go on from an earlier checkpoint with a lower train.learning_rate: the weights themselves are bad",
+                f"go on from an earlier checkpoint with a lower {self._rate}: the weights themselves are bad",
             )
         return judgement
 
@@ -77,7 +78,7 @@ class Judge:
         return Judgement(
             Verdict(self._train.on_nonfinite),
             what,
-            "look at these samples, lower train.learning_rate, or set train.on_nonfinite=skip",
+            f"look at these samples, lower {self._rate}, or set train.on_nonfinite=skip",
         )
 
     def _spike(self, loss: float) -> Judgement | None:
@@ -92,7 +93,7 @@ class Judge:
             Verdict(self._train.on_spike),
             f"the loss is {loss:.4g}, above the {limit:.4g} that {self._train.spike_deviations:g} deviations of the "
             f"last {len(self._losses)} losses allow (mean {mean:.4g})",
-            "look at these samples, lower train.learning_rate, or set train.on_spike=skip",
+            f"look at these samples, lower {self._rate}, or set train.on_spike=skip",
         )
 
     def state_dict(self) -> dict[str, Any]:

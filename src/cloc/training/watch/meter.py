@@ -1,45 +1,16 @@
 """How fast a training goes, and what it waits for."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-import psutil
 import torch
 
 from cloc.data.batches import Batch
-from cloc.training.checkpoint import TrainingState
 from cloc.training.distributed import Rank, total
 from cloc.training.flops import Costs, Load, Peak
-
-_GIB = 2**30
-
-
-class Clock:
-    """Seconds in the training loop, those of earlier attempts included: by the clock, and of all ranks' processors.
-
-    Args:
-        state: where the run goes on from.
-        background: processor seconds of this process that are none of training's (what tells MLflow).
-    """
-
-    def __init__(self, state: TrainingState, *, background: Callable[[], float] = lambda: 0.0) -> None:
-        self._state, self._background = state, background
-        self._wall, self._cpu = time.monotonic(), self._own()
-
-    @property
-    def wall(self) -> float:
-        """Seconds by the clock."""
-        return self._state.wall_seconds + time.monotonic() - self._wall
-
-    def cpu(self) -> float:
-        """Processor seconds of all ranks; every rank must call it (it sums over them)."""
-        own = torch.tensor(self._own() - self._cpu, dtype=torch.float64)
-        return self._state.cpu_seconds + float(total(own))
-
-    def _own(self) -> float:
-        return time.process_time() - self._background()
+from cloc.training.watch.clock import memory_figures
 
 
 @dataclass
@@ -98,7 +69,7 @@ class Meter:
             patch_size,
             reads_regions,
         )
-        self._costs, self._peak, self._window, self._process = costs, peak, _Window(), psutil.Process()
+        self._costs, self._peak, self._window = costs, peak, _Window()
 
     def start(self) -> None:
         """Begins the first window."""
@@ -161,13 +132,4 @@ class Meter:
             )
             flops = self._costs.step(load).total * steps
             figures["mfu"] = flops / (seconds * self._peak.flops * self._rank.world_size)
-        return figures | self._memory()
-
-    def _memory(self) -> dict[str, float]:
-        device = self._rank.device
-        if device.type != "cuda":
-            return {"memory_gib": self._process.memory_info().rss / _GIB}
-        return {
-            "gpu_memory_gib": torch.cuda.max_memory_allocated(device) / _GIB,
-            "gpu_memory_reserved_gib": torch.cuda.max_memory_reserved(device) / _GIB,
-        }
+        return figures | memory_figures(self._rank.device)

@@ -22,7 +22,12 @@ BAR = "CLOC_PROGRESS"
 """Variable that asks the first rank for more lines when it is "bar"."""
 _BAR_SECONDS = 0.5
 _SPEED_LINES = 10
-_SHOWN = {"loss/image": ("image", ".3f"), "loss/region": ("region", ".3f"), "loss/grounding": ("grounding", ".4f")}
+_SHOWN = {
+    "loss": ("loss", ".3f"),
+    "loss/image": ("image", ".3f"),
+    "loss/region": ("region", ".3f"),
+    "loss/grounding": ("grounding", ".4f"),
+}
 _LINE = re.compile(r"^(?:\[rank 0\] )?(\w+) step (\d+)/(\d+), (.*), (\S+ s left)$")
 
 

@@ -1,16 +1,38 @@
 """Metrics of a run: JSON lines, MLflow, and a line (or a bar) for a person. The first rank's."""
 
-import math
 from collections.abc import Mapping
 from types import TracebackType
+from typing import Protocol
 
-from cloc.training.job import TrainingJob
 from cloc.training.watch.live import live_run
 from cloc.training.watch.progress import Reporter
 from cloc.training.watch.rows import open_rows
 
 # How long the end of a run waits for MLflow: what is missing then is logged at the end of the stage.
 _PATIENCE_SECONDS, _PATIENCE_AFTER_FAILURE = 30.0, 5.0
+
+
+class Recorded(Protocol):
+    """A job whose metrics are written."""
+
+    @property
+    def output(self) -> str:
+        """Folder or s3:// prefix."""
+        ...
+
+    @property
+    def objective(self) -> str:
+        """What lines of progress begin with."""
+        ...
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps in all."""
+        ...
+
+    def constants(self, *, batch_size: int) -> Mapping[str, float]:
+        """Figures that stand in every row."""
+        ...
 
 
 class Recorder:
@@ -22,14 +44,13 @@ class Recorder:
         job: of the run.
         start: step that the run goes on from; records after it are forgotten.
         batch_size: images a step.
+        live: whether rows go to MLflow while training goes on.
     """
 
-    def __init__(self, job: TrainingJob, *, start: int, batch_size: int) -> None:
-        self._rows, self._live = open_rows(job.output, start=start), live_run()
+    def __init__(self, job: Recorded, *, start: int, batch_size: int, live: bool = True) -> None:
+        self._rows, self._live = open_rows(job.output, start=start), live_run() if live else None
         self._reporter = Reporter(job.objective, start=start, steps=job.steps, batch_size=batch_size)
-        # Guessing among the batch costs this much: below it something is learned. (A sigmoid loss has no such line.)
-        chance = math.log(batch_size) if job.config["loss"]["image"] == "infonce" else None
-        self._constant = {} if chance is None else {"loss/ln_batch": chance}
+        self._constant = job.constants(batch_size=batch_size)
 
     def __enter__(self) -> "Recorder":
         return self

@@ -13,7 +13,7 @@ from typing import Any
 
 from cloc.data.storage import Storage, open_storage
 from cloc.errors import DataError
-from cloc.training.job import METRICS_FILE
+from cloc.training.jobfile import METRICS_FILE
 
 _UPLOAD_SECONDS = 60.0
 

@@ -14,7 +14,8 @@ from cloc.training.checkpoint import TrainingState
 from cloc.training.distributed import Rank
 from cloc.training.flops import Costs, Load, peak_flops
 from cloc.training.job import TrainingJob
-from cloc.training.watch.meter import Clock, Meter
+from cloc.training.watch.clock import Clock
+from cloc.training.watch.meter import Meter
 from cloc.training.watch.record import Recorder
 from cloc.training.watch.stall import Watchdog
 

@@ -177,11 +177,11 @@ def test_one_setting_reaches_its_stages_only(labelled: Path) -> None:
 def test_whole_journey(labelled: Path) -> None:
     """Clean clone to the end; nothing; one training parameter: training and what follows; figures and plots."""
     printed = _run(labelled, "dvc", "repro")
-    assert set(RAN.findall(printed)) == {"evaluation", "figures", "registration"} | TRAINING | ADAPTERS
+    assert set(RAN.findall(printed)) == {"evaluation", "figures", "registration", "answers"} | TRAINING | ADAPTERS
     assert not RAN.findall(_run(labelled, "dvc", "repro"))
     assert "region mAcc" in _run(labelled, "dvc", "metrics", "show")
     assert "image loss" in _run(labelled, "dvc", "plots", "show", "--json").lower()
     _write_params(labelled, train__learning_rate="0.0005")
     printed = _run(labelled, "dvc", "repro")
-    assert set(RAN.findall(printed)) == {"evaluation", "figures", "registration"} | TRAINING | ADAPTERS
+    assert set(RAN.findall(printed)) == {"evaluation", "figures", "registration", "answers"} | TRAINING | ADAPTERS
     assert "Stage 'validation' didn't change" in printed

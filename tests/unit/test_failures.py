@@ -58,6 +58,23 @@ def test_gpu_memory_says_what_to_lower_what_costs_least_first() -> None:
     assert "fsdp2" not in line(error, optimizer="muon")
 
 
+def test_adapters_out_of_memory_are_told_of_their_own_settings() -> None:
+    adapter = {"batch_size": 8, "questions": 4}
+
+    def told(error: BaseException, **changes: object) -> str:
+        settings = parse({"adapter": {**adapter, **changes}}, source="test")
+        return str(explained(error, settings, "adapter"))
+
+    assert told(torch.OutOfMemoryError(GPU_MEMORY)) == (
+        "out of GPU memory (it asked for 2.00 GiB of 79.10 GiB): set adapter.gradient_checkpointing=true, then "
+        "adapter.questions=2 (now 4 about an image), then a smaller adapter.batch_size (now 8)"
+    )
+    tried = told(torch.OutOfMemoryError(GPU_MEMORY), gradient_checkpointing=True, questions=1)
+    assert tried.endswith(": a smaller adapter.batch_size (now 8)")
+    assert "adapter.cache_gigabytes=0 (now 1)" in told(RuntimeError(HOST_MEMORY))
+    assert "cache_gigabytes" not in told(RuntimeError(HOST_MEMORY), cache_gigabytes=0.0)
+
+
 def test_host_memory_names_what_waits_as_well() -> None:
     text = line(RuntimeError(HOST_MEMORY), workers=4)
     assert text.startswith("out of memory (it asked for 4.00 GiB): set train.micro_batch=16")

@@ -135,7 +135,7 @@ class Adapter:
     def checkpoint_gradients(self) -> None:
         """From now on layers of decoder and tower recompute in the backward pass what they do not keep."""
         for part in (self.decoder, self.tower):
-            part.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]  # a PreTrainedModel's
+            part.activation_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]  # a PreTrainedModel's
 
     def features(self, pixels_BSS3: Tensor) -> Tensor:
         """The vision tower's spatial tokens of the paper's layer, what LLaVA reads: uint8 pixels -> (B, N, W).

@@ -161,7 +161,7 @@ def script(tmp_path: Path, text: str, config: TrainConfig):
         "count = len(path.read_text()) + 1 if path.exists() else 1\npath.write_text('x' * count)\n"
     )
     (tmp_path / "agent.py").write_text(head + text)
-    app = training_app(str(tmp_path), config, environment={})
+    app = training_app(str(tmp_path), config, module="cloc.training.trainer", environment={})
     app.roles[0].args = [str(tmp_path / "agent.py")]
     return app
 

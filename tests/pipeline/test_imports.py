@@ -180,6 +180,19 @@ def test_code_version_sees_what_the_stage_imports(stage: str) -> None:
     assert code_version(stage) == code_version(stage)
 
 
+@pytest.mark.parametrize(
+    ("stage", "ranks", "others"),
+    [
+        ("pretraining", "training/trainer.py", "mllm/trainer.py"),
+        ("adapter_tuning", "mllm/trainer.py", "training/trainer.py"),
+    ],
+)
+def test_code_version_sees_what_ranks_run(stage: str, ranks: str, others: str) -> None:
+    own = {str(path.relative_to(PACKAGE)) for path in stage_sources(stage)}
+    assert {ranks, "training/agent.py"} <= own
+    assert others not in own
+
+
 def test_code_version_changes_with_code_and_not_with_comments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from cloc.pipeline import sources
 

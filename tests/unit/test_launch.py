@@ -67,7 +67,11 @@ def kubernetes(**values: Any) -> TrainConfig:
 
 def text_of(config: TrainConfig, **environment: str) -> str:
     app = training_app(
-        "s3://bucket/runs/cloc-1", config, environment={**ENVIRONMENT, **environment}, run="cloc-0123456789abcdef"
+        "s3://bucket/runs/cloc-1",
+        config,
+        module="cloc.training.trainer",
+        environment={**ENVIRONMENT, **environment},
+        run="cloc-0123456789abcdef",
     )
     return request_text(app, config)
 
@@ -349,7 +353,7 @@ def test_dry_run_prints_and_starts_nothing(tmp_path: Path, monkeypatch: pytest.M
     before = sorted(tmp_path.rglob("*"))
     done = dry_run(tmp_path, data)
     assert done.exit_code == 0, done.output
-    assert f"-m cloc.training.agent --output {tmp_path}/out --nodes 1" in done.output
+    assert f"-m cloc.training.agent --output {tmp_path}/out --module cloc.training.trainer --nodes 1" in done.output
     assert "OMP_NUM_THREADS=" in done.output
     done = dry_run(tmp_path, f"{data}/train", *CLUSTER_SETTINGS)
     spec = yaml.safe_load(done.output)["spec"]

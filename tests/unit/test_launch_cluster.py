@@ -35,7 +35,7 @@ def settings(**kubernetes: object) -> TrainConfig:
 
 def launch(cluster: Cluster, tmp_path: Path, config: TrainConfig | None = None) -> None:
     config = config or settings()
-    app = training_app("s3://bucket/runs/cloc-1", config, environment={})
+    app = training_app("s3://bucket/runs/cloc-1", config, module="cloc.training.trainer", environment={})
     run_app(app, config, log_dir=tmp_path, api=cluster.client())
 
 
@@ -127,7 +127,9 @@ def test_no_cluster_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "none"))
     config = settings()
     with pytest.raises(ConfigError, match=r"but there is no cluster \(Invalid kube-config file"):
-        run_app(training_app("s3://b/r", config, environment={}), config, log_dir=tmp_path)
+        run_app(
+            training_app("s3://b/r", config, module="cloc.training.trainer", environment={}), config, log_dir=tmp_path
+        )
 
 
 def test_an_api_that_is_away_for_a_while_is_waited_for(

@@ -2,8 +2,10 @@
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from cloc.config import Config, flatten
@@ -30,7 +32,7 @@ class TuningJob(JobFile):
         captions, regions: roots of the training split's tables.
         encoder: model folder or hub id; empty: `encoder/` of the output.
         about: what adapter.json says of encoder and data.
-        digest: hash of encoder and data; a run goes on from a checkpoint only with the same.
+        digest: hash of encoder, data and instruction files; a run goes on from a checkpoint only with the same.
         output: folder or s3:// prefix of all that the job writes: this file, checkpoints, metrics, the adapter.
     """
 
@@ -82,6 +84,17 @@ def launched(config: Config) -> TrainConfig:
         "device": adapter.device,
     }
     return train.model_copy(update=own)
+
+
+@contextmanager
+def adapter_folder(output: str) -> Iterator[Path]:
+    """A local folder with the adapter of an output."""
+    if "://" not in output:
+        yield Path(output)
+        return
+    with TemporaryDirectory(prefix="cloc-adapter-") as folder:
+        bring(output, Path(folder))
+        yield Path(folder)
 
 
 def bring(output: str, folder: Path) -> None:

@@ -9,7 +9,6 @@ beside it the report (see `cloc.mllm.report`).
 import json
 import os
 import shutil
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -88,7 +87,7 @@ def run(config: Config, *, inputs: Inputs, outputs: Outputs) -> StageResult:
     ranks, streams = launch.processes * launch.nodes, launch.streams
     check_division(batch_size=adapter.batch_size, streams=streams, processes=ranks, section="adapter")
     check_amount(splits.train, batch_size=adapter.batch_size, section="adapter")
-    job = _job(config, inputs, digest=_digest(splits, inputs, adapter.files), test=splits.test_name)
+    job = _job(config, inputs, splits)
     job = replace(job, output=home(run_name(job), launch, folder))
     _prepare(job, config, splits.train)
     if launch.storage and Path(inputs.encoder).is_dir():
@@ -118,8 +117,7 @@ def request(config: Config, *, inputs: Inputs, outputs: Outputs) -> str:
     try:
         with impatient():
             splits = open_splits(config.data, data=inputs.data, captions=inputs.captions, regions=inputs.regions)
-            digest = _digest(splits, inputs, config.adapter.files)
-            name = run_name(_job(config, inputs, digest=digest, test=splits.test_name))
+            name = run_name(_job(config, inputs, splits))
     except DataError as error:
         name = "adapter-DATA"
         note = f"# DATA stands for a hash of encoder and data, which cannot be read from here: {error}\n"
@@ -133,18 +131,21 @@ def run_name(job: TuningJob) -> str:
 
 
 def _app(output: str, config: Config, name: str) -> Any:
-    return training_app(output, launched(config), environment=os.environ, run=name, name="cloc-tune", module=_MODULE)
+    return training_app(output, launched(config), module=_MODULE, environment=os.environ, run=name, name="cloc-tune")
 
 
-def _job(config: Config, inputs: Inputs, *, digest: str, test: str) -> TuningJob:
+def _job(config: Config, inputs: Inputs, splits: Splits) -> TuningJob:
     """The job, but for where it writes."""
-    train = config.train
+    train, files = config.train, config.adapter.files
     about = {
         "encoder": Path(inputs.encoder).name,
         "encoder_objective": objective_of(inputs.encoder),
-        "data": digest,
-        "test": test,
+        "data": splits.train.digest,
+        "test": splits.test_name,
     }
+    read = [splits.train.digest, splits.train.labels_digest(), weights_digest(inputs.encoder)]
+    if files:
+        read.append(files_digest(files, what="adapter.files"))
     here = Path(inputs.encoder).is_dir() and not train.storage
     return TuningJob(
         config=config.model_dump(mode="json"),
@@ -153,15 +154,9 @@ def _job(config: Config, inputs: Inputs, *, digest: str, test: str) -> TuningJob
         regions=reachable(inputs.regions, train),
         encoder=reachable(inputs.encoder, train) if here else inputs.encoder,
         about=about,
-        digest=digest,
+        digest=fingerprint(read),
         output="",
     )
-
-
-def _digest(splits: Splits, inputs: Inputs, files: Sequence[str]) -> str:
-    """Of what is tuned on, and of the encoder's weights."""
-    train, more = splits.train, [files_digest(files, what="adapter.files")] if files else []
-    return fingerprint(train.digest, train.labels_digest(), weights_digest(inputs.encoder), *more)
 
 
 def _prepare(job: TuningJob, config: Config, train: Dataset) -> None:

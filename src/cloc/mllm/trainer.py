@@ -8,7 +8,6 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import torch
 from transformers import AutoTokenizer
@@ -19,7 +18,6 @@ from cloc.config import Config, parse
 from cloc.config.schema import TUNING_RECORDING
 from cloc.data.fetching import sending
 from cloc.data.storage import open_storage
-from cloc.data.streams import check_division
 from cloc.errors import DataError
 from cloc.mllm import report
 from cloc.mllm.building import make_adapter, name_adapter
@@ -27,7 +25,7 @@ from cloc.mllm.evaluation import evaluate
 from cloc.mllm.features import known_features, pays
 from cloc.mllm.foreign import BoxFrame, ConversationStore
 from cloc.mllm.instructions import PhrasePool
-from cloc.mllm.job import ENCODER, SUMMARY_FILE, TuningJob, bring
+from cloc.mllm.job import ENCODER, SUMMARY_FILE, TuningJob, adapter_folder
 from cloc.mllm.judging import write_predictions
 from cloc.mllm.model import Adapter
 from cloc.mllm.questions import EvaluationQuestions
@@ -123,8 +121,7 @@ class _Seed:
             return None
         if self.rank.is_first:
             print(f"adapter: seed {self.settings.seed} is tuned already", flush=True)
-        with TemporaryDirectory(prefix="cloc-adapter-") as folder:
-            bring(self.job.output, Path(folder))
+        with adapter_folder(self.job.output) as folder:
             dtype = torch.bfloat16 if uses_bfloat16(self.settings.precision, self.rank.device) else torch.float32
             return load_adapter(folder, device=self.rank.device, dtype=dtype)
 
@@ -169,7 +166,6 @@ class _Seed:
 
     def _streams(self, adapter: Adapter, *, decode: bool) -> ChatStreams:
         settings, train, ranks = self.settings, self.config.train, self.rank.world_size
-        check_division(batch_size=settings.batch_size, streams=train.streams, processes=ranks, section="adapter")
         return ChatStreams(
             self.parts.splits.train,
             adapter.chat(),

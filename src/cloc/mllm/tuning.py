@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from cloc.config import Config
 from cloc.config.schema import AdapterConfig
 from cloc.data.streams import joined
-from cloc.errors import TrainingError
 from cloc.mllm.job import TuningJob
 from cloc.mllm.model import Adapter, Stage
 from cloc.mllm.stream import ChatStreams, Step
@@ -220,13 +219,8 @@ class Tuning:
             parameter.grad = None
         keys = [key for part in gathered(list(batch.keys)) for key in part]
         bad = BadBatch(step, judgement.verdict, judgement.reason, loss=loss, gradient_norm=norm, keys=keys)
-        if self.rank.is_first:
-            bad.write(self.job.output)
-        if judgement.verdict is Verdict.STOP:
-            raise TrainingError(f"{bad.message(self.job.output)}; {judgement.advice}")
+        bad.leave_out(self.job.output, advice=judgement.advice, tell=self.rank.is_first)
         self.skipped += 1
-        if self.rank.is_first:
-            print(f"skipped: {bad.message(self.job.output)}", flush=True)
 
     # Stages
 

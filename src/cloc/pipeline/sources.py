@@ -2,6 +2,7 @@
 
 import ast
 import hashlib
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,13 +12,15 @@ from cloc.stages import stage_spec
 _ROOT = Path(cloc.__file__).parent
 # A stage is given its settings, resolved and checked: how that was done cannot change what it does, nor can what
 # records it. The package's own front door imports for people, not for stages.
+_MODULE = re.compile(r"cloc(\.\w+)+")
 _NEUTRAL = ("config", "errors.py", "tracking", "__init__.py")
 
 
 def stage_sources(stage: str) -> list[Path]:
     """Files of this package that a stage's module imports, directly or not, and files that lie beside these.
 
-    Imports inside functions count. Raises ConfigError for an unknown stage.
+    Imports inside functions count, and names of modules in strings: what is run by `python -m`. Raises ConfigError for
+    an unknown stage.
     """
     found: set[Path] = set()
     waiting = [stage_spec(stage).module]
@@ -52,12 +55,14 @@ def _files(module: str) -> list[Path]:
 
 
 def _imports(path: Path) -> Iterator[str]:
-    """Names of this package that a file imports; what is imported `from` a package may be a module or not."""
+    """Names of this package that a file imports or runs; what is imported `from` a package may be a module or not."""
     for node in ast.walk(ast.parse(path.read_bytes())):
         if isinstance(node, ast.Import):
             names = [item.name for item in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
             names = [node.module, *(f"{node.module}.{item.name}" for item in node.names)]
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and _MODULE.fullmatch(node.value):
+            names = [node.value]
         else:
             continue
         yield from (name for name in names if name.split(".")[0] == "cloc" and name != "cloc")

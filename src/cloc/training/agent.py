@@ -1,6 +1,7 @@
 """What runs on every machine of a training job: starts its ranks, passes on what they say, and ends as they did.
 
-    python -m cloc.training.agent --output s3://bucket/runs/cloc-0123 --nodes 2 --processes 8 --rank0 VC_TRAINER_0_HOSTS
+    python -m cloc.training.agent --output s3://bucket/runs/cloc-0123 --module cloc.training.trainer --nodes 2 \\
+        --processes 8 --rank0 VC_TRAINER_0_HOSTS
 
 The ranks find each other through torchelastic (a free port on one machine; c10d at the first one's host on several).
 Nothing is started again here: that is the launcher's, or the scheduler's. SIGTERM and SIGINT are passed on to the
@@ -48,16 +49,17 @@ class Part:
 
     Attributes:
         output: folder or s3:// prefix that holds the job.
+        module: what a rank runs, with `output` for its argument.
         nodes, node: number of machines, and which one this is, from 0.
         processes: ranks a machine.
         host, port: where the machines find each other; the first one listens there.
         run_id: the same on all machines of one start of the job, and no other's.
         grace: seconds that ranks have to save when they are told to stop.
         timeout: seconds that machines wait for each other at the start.
-        module: what a rank runs, with `output` for its argument.
     """
 
     output: str
+    module: str
     nodes: int = 1
     node: int = 0
     processes: int = 1
@@ -66,7 +68,6 @@ class Part:
     run_id: str = "cloc"
     grace: int = 300
     timeout: int = 900
-    module: str = "cloc.training.trainer"
 
 
 class _Agent(LocalElasticAgent):
@@ -271,7 +272,7 @@ def parse(arguments: Sequence[str]) -> tuple[Part, bool]:
     """The part that the command line names, and whether to stop with the process that started this one."""
     parser = argparse.ArgumentParser(prog="python -m cloc.training.agent", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--output", required=True, help="folder or s3:// prefix that holds the job")
-    parser.add_argument("--module", default=Part.module, help="what a rank runs, with the output for its argument")
+    parser.add_argument("--module", required=True, help="what a rank runs, with the output for its argument")
     parser.add_argument("--nodes", type=int, default=1, help="machines")
     parser.add_argument("--node", type=int, default=0, help="which one this is, from 0")
     parser.add_argument("--processes", type=int, default=1, help="ranks a machine")
@@ -287,6 +288,7 @@ def parse(arguments: Sequence[str]) -> tuple[Part, bool]:
         raise TrainingError(f"the variable {given.rank0!r}, which names the first machine's host, is not set")
     part = Part(
         output=given.output,
+        module=given.module,
         nodes=given.nodes,
         node=given.node,
         processes=given.processes,
@@ -295,7 +297,6 @@ def parse(arguments: Sequence[str]) -> tuple[Part, bool]:
         run_id=given.run_id,
         grace=given.grace,
         timeout=given.timeout,
-        module=given.module,
     )
     return part, given.follow
 

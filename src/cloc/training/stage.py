@@ -26,6 +26,7 @@ from cloc.training.launch import home, impatient, reachable, request_text, run_a
 
 STAGE = "pretraining"
 LOGS = "logs"
+_MODULE = "cloc.training.trainer"
 # Texts that a tokenizer is trained on at most: more change nothing, and a corpus may have billions.
 _TOKENIZER_TEXTS = 200_000
 
@@ -82,7 +83,7 @@ def run(config: Config, *, inputs: Inputs, outputs: Outputs) -> StageResult:
     )
     job = replace(job, tokenizer=_tokenizer(config, dataset, job))
     job.save()
-    app = training_app(job.output, config.train, environment=os.environ, run=run_name(job))
+    app = training_app(job.output, config.train, module=_MODULE, environment=os.environ, run=run_name(job))
     if config.train.storage:
         print(f"the run writes to {job.output}", flush=True)
     run_app(app, config.train, log_dir=output / LOGS)
@@ -113,7 +114,8 @@ def request(config: Config, *, inputs: Inputs, outputs: Outputs) -> str:
         job = _job(config, inputs, images=images, digest=digest)
     name = run_name(job) if digest else f"{job.objective}-DATA"
     place = home(name, config.train, outputs.model)
-    return request_text(training_app(place, config.train, environment=environment, run=name), config.train) + note
+    app = training_app(place, config.train, module=_MODULE, environment=environment, run=name)
+    return request_text(app, config.train) + note
 
 
 def _job(config: Config, inputs: Inputs, *, images: str, digest: str) -> TrainingJob:

@@ -18,7 +18,6 @@ from cloc.data.dataset import Dataset
 from cloc.data.fetching import sending
 from cloc.data.loader import LoaderSettings, TrainLoader, check_division, joined, streams_of, unusable_of
 from cloc.data.storage import open_storage
-from cloc.errors import TrainingError
 from cloc.model import factory
 from cloc.training.checkpoint import Checkpoints, TrainingState
 from cloc.training.distributed import Rank, gathered, seed_everything, total
@@ -214,13 +213,8 @@ class Trainer:
         self.stepper.discard()
         keys = [key for part in gathered(batch.keys) for key in part]
         bad = BadBatch(step, judgement.verdict, judgement.reason, loss=loss, gradient_norm=norm, keys=keys)
-        if self.rank.is_first:
-            bad.write(self.job.output)
-        if judgement.verdict is Verdict.STOP:
-            raise TrainingError(f"{bad.message(self.job.output)}; {judgement.advice}")
+        bad.leave_out(self.job.output, advice=judgement.advice, tell=self.rank.is_first)
         self.skipped += 1
-        if self.rank.is_first:
-            print(f"skipped: {bad.message(self.job.output)}", flush=True)
 
     def _record(self, watch: Watch, step: int, losses: Losses, norm: Tensor, evaluated: Mapping[str, float]) -> None:
         """Records a step; every rank must call it."""

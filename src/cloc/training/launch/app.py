@@ -42,10 +42,10 @@ def training_app(
     output: str,
     config: TrainConfig,
     *,
+    module: str,
     environment: Mapping[str, str],
     run: str = "",
     name: str = APP,
-    module: str = "",
 ) -> specs.AppDef:
     """The TorchX application of a training job: on every machine an agent that starts its ranks.
 
@@ -53,9 +53,9 @@ def training_app(
         output: folder or s3:// prefix that holds the job.
         config: section `train`: machines, processes, scheduler and its settings.
         environment: the launcher's; ranks on other machines get from it where S3 and MLflow are.
+        module: what a rank runs, with `output` for its argument.
         run: name of the run, for labels.
         name: of the application.
-        module: what a rank runs; empty: pre-training.
 
     Returns:
         One role, `trainer`, with a replica a machine.
@@ -80,7 +80,7 @@ def training_app(
 def _arguments(output: str, config: TrainConfig, module: str) -> list[str]:
     named = {
         "output": output,
-        **({"module": module} if module else {}),
+        "module": module,
         "nodes": config.nodes,
         "node": specs.macros.replica_id,
         "processes": config.processes,

@@ -10,6 +10,7 @@ from typing import Any
 
 from cloc.config.schema import TrainConfig
 from cloc.data.storage import open_storage
+from cloc.errors import TrainingError
 
 BAD_BATCHES = "bad_batches.jsonl"
 _WINDOW = 128  # losses of applied steps that a loss is compared with
@@ -124,6 +125,24 @@ class BadBatch:
     loss: float
     gradient_norm: float
     keys: Sequence[str]
+
+    def leave_out(self, output: str, *, advice: str, tell: bool) -> None:
+        """Writes it down and says so; or stops, as the verdict is.
+
+        Args:
+            output: folder or s3:// prefix of the run.
+            advice: what a user can do, where training stops.
+            tell: whether this rank writes and speaks: the first one.
+
+        Raises:
+            TrainingError: the verdict is to stop.
+        """
+        if tell:
+            self.write(output)
+        if self.verdict is Verdict.STOP:
+            raise TrainingError(f"{self.message(output)}; {advice}")
+        if tell:
+            print(f"skipped: {self.message(output)}", flush=True)
 
     def message(self, output: str) -> str:
         """What happened, to which samples, and where the rest of them stands."""

@@ -1,0 +1,76 @@
+"""The manifests of infra/k8s as objects: rendered by kustomize, or as committed in `golden/`."""
+
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).parents[2]
+K8S = ROOT / "infra" / "k8s"
+GOLDEN = Path(__file__).with_name("golden")
+OVERLAYS = ("cloud", "local")
+
+Object = dict[str, Any]
+
+
+def render(overlay: str, folder: Path) -> list[Object]:
+    """Renders an overlay with the values of its `*.env.example` files.
+
+    Args:
+        overlay: name of a folder in infra/k8s/overlays.
+        folder: empty; takes a copy of the manifests.
+    """
+    copy = Path(shutil.copytree(K8S, folder / "k8s"))
+    for example in copy.rglob("*.env.example"):
+        shutil.copy(example, example.with_suffix(""))
+    done = subprocess.run(
+        ["kubectl", "kustomize", str(copy / "overlays" / overlay)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return objects(done.stdout)
+
+
+def objects(text: str) -> list[Object]:
+    """The objects of a YAML stream."""
+    return [item for item in yaml.safe_load_all(text) if item]
+
+
+def golden(overlay: str) -> list[Object]:
+    """An overlay as it is committed."""
+    return objects((GOLDEN / f"{overlay}.yaml").read_text())
+
+
+def name_of(item: Object) -> str:
+    """Kind, namespace and name."""
+    metadata = item["metadata"]
+    return "/".join(filter(None, (item["kind"], metadata.get("namespace"), metadata["name"])))
+
+
+def of_kind(items: list[Object], *kinds: str) -> list[Object]:
+    """The objects of these kinds."""
+    return [item for item in items if item["kind"] in kinds]
+
+
+def named(items: list[Object], name: str) -> Object:
+    """The one object with this kind, namespace and name, as `name_of` writes them."""
+    (found,) = [item for item in items if name_of(item) == name]
+    return found
+
+
+def pods(items: list[Object]) -> list[tuple[str, Object]]:
+    """Every pod template, by the name of what makes it: labels and spec."""
+    found = []
+    for item in of_kind(items, "Deployment", "StatefulSet", "Job"):
+        if item["apiVersion"] == "batch.volcano.sh/v1alpha1":
+            tasks = item["spec"]["tasks"]
+            found += [(f"{name_of(item)}/{task['name']}", task["template"]) for task in tasks]
+        else:
+            found.append((name_of(item), item["spec"]["template"]))
+    return found
+
+
+def containers(pod: Object) -> list[Object]:
+    """The containers of a pod template, those that run first included."""
+    return [*pod["spec"].get("initContainers", []), *pod["spec"]["containers"]]

@@ -1,5 +1,7 @@
 """The manifests of infra/k8s as objects: rendered by kustomize, or as committed in `golden/`."""
 
+import copy
+import functools
 import shutil
 import subprocess
 from pathlib import Path
@@ -22,11 +24,11 @@ def render(overlay: str, folder: Path) -> list[Object]:
         overlay: name of a folder in infra/k8s/overlays.
         folder: empty; takes a copy of the manifests.
     """
-    copy = Path(shutil.copytree(K8S, folder / "k8s"))
-    for example in copy.rglob("*.env.example"):
+    tree = Path(shutil.copytree(K8S, folder / "k8s"))
+    for example in tree.rglob("*.env.example"):
         shutil.copy(example, example.with_suffix(""))
     done = subprocess.run(
-        ["kubectl", "kustomize", str(copy / "overlays" / overlay)], capture_output=True, text=True, check=False
+        ["kubectl", "kustomize", str(tree / "overlays" / overlay)], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
     return objects(done.stdout)
@@ -38,8 +40,13 @@ def objects(text: str) -> list[Object]:
 
 
 def golden(overlay: str) -> list[Object]:
-    """An overlay as it is committed."""
-    return objects((GOLDEN / f"{overlay}.yaml").read_text())
+    """An overlay as it is committed; the caller may change what it gets."""
+    return copy.deepcopy(_read((GOLDEN / f"{overlay}.yaml").read_text()))
+
+
+@functools.cache
+def _read(text: str) -> list[Object]:
+    return objects(text)
 
 
 def name_of(item: Object) -> str:

@@ -1,14 +1,17 @@
 """infra/local/up and down with docker, kind and kubectl replaced by fakes that write down how they are called."""
 
 import os
+import re
 import shutil
 import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+import yaml
 
-from tests.infra.manifests import ROOT
+from tests.infra.manifests import ROOT, containers, golden, pods
+from tests.infra.test_manifests import VERSIONS
 
 TOOLS = ("docker", "kind", "kubectl", "git", "openssl")
 # What the scripts take from the system.
@@ -91,7 +94,7 @@ def without_openssl(calls: list[str]) -> list[str]:
 
 
 def test_up_does_it_all_in_order(machine: Machine) -> None:
-    done = machine.run("up", "cloc-train-python:1")
+    done = machine.run("up", "cloc-python:1")
     assert done.returncode == 0, done.stderr
     infra = machine.folder / "infra"
     overlay = f"{infra}/local/../k8s/overlays/local"
@@ -105,7 +108,7 @@ def test_up_does_it_all_in_order(machine: Machine) -> None:
         "kind get clusters",
         f"kind create cluster --name cloc --config {infra}/local/kind.yaml --wait 5m",
         "kind export kubeconfig --name cloc",
-        "kind load docker-image cloc-train-python:1 --name cloc",
+        "kind load docker-image cloc-python:1 --name cloc",
         f"{k} apply --server-side --force-conflicts -f {volcano}",
         f"{k} -n volcano-system get deployment -o name",
         f"{k} -n volcano-system rollout status deployment.apps/volcano-admission --timeout=20m",
@@ -230,6 +233,28 @@ def test_down_keeps_the_passwords_of_a_cluster_that_stays(machine: Machine) -> N
     machine.fails = "kind delete*"
     assert machine.run("down").returncode != 0
     assert machine.filled()
+
+
+def test_versions_are_those_of_the_libraries_and_of_the_readme() -> None:
+    """A server and the client in the images are of one release."""
+    up = (ROOT / "infra" / "local" / "up").read_text()
+    versions = dict(re.findall(r"^(VOLCANO|PIPELINES)=v?(\S+)$", up, re.MULTILINE))
+    locked = dict(re.findall(r"^([\w-]+)==(\S+)$", (ROOT / "requirements.lock").read_text(), re.MULTILINE))
+    (server,) = {
+        container["image"]
+        for _, pod in pods(golden("local"))
+        for container in containers(pod)
+        if "/mlflow:" in container["image"]
+    }
+    assert versions["PIPELINES"] == locked["kfp"]
+    assert server == f"ghcr.io/mlflow/mlflow:v{locked['mlflow']}-full"
+    (node,) = yaml.safe_load((ROOT / "infra" / "local" / "kind.yaml").read_text())["nodes"]
+    kubernetes, _, digest = node["image"].removeprefix("kindest/node:v").partition("@sha256:")
+    assert len(digest) == 64
+    assert kubernetes.startswith(f"{VERSIONS[-1]}.")
+    readme = (ROOT / "infra" / "README.md").read_text()
+    for named in (kubernetes, versions["PIPELINES"], versions["VOLCANO"], f"MLflow {locked['mlflow']}"):
+        assert named in readme
 
 
 def test_scripts_can_be_started() -> None:

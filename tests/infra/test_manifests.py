@@ -123,9 +123,13 @@ def test_compiled_pipeline_names_nothing_that_is_not_there(overlay: str, items: 
     wanted: dict[str, dict[str, list[str]]] = {"configMap": {}, "secret": {}}
     for executor in executors:
         for source in executor.get("configMapAsEnv", []):
+            if source.get("optional"):
+                continue
             name = source.get("configMapName") or source["configMapNameParameter"]["runtimeValue"]["constant"]
             wanted["configMap"][name] = [pair["configMapKey"] for pair in source["keyToEnv"]]
         for source in executor.get("secretAsEnv", []):
+            if source.get("optional"):
+                continue
             name = source.get("secretName") or source["secretNameParameter"]["runtimeValue"]["constant"]
             wanted["secret"][name] = [pair["secretKey"] for pair in source["keyToEnv"]]
     assert wanted["configMap"]

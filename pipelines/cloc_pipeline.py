@@ -3,7 +3,11 @@
     settings -> ingest -> teachers -> captioning -> grounding -> validation (gate)
       -> pretraining: CLOC; plain CLIP at equal steps; plain CLIP at equal compute
       -> evaluation -> registration (gate) -> adapter tuning on CLIP, on CLOC, and with CLOC's Prompter -> summary
+    outcome, whatever happened
 
+Captioning and grounding may each come after tasks that label shares of the shards side by side, into a place that all
+of them reach: then they find everything done, and report. What a run leaves out (baselines, adapters) is skipped by its
+tasks, which say so.
 One definition: `pipelines.local` runs it on this machine, `pipelines.compile` and `pipelines.submit` bring it to a
 Kubeflow server.
 """
@@ -13,20 +17,23 @@ from kfp.dsl.pipeline_channel import PipelineChannel
 
 from cloc.pipeline.parameters import defaults
 from components.adapter_tuning.component import adapter_tuning
-from components.captioning.component import captioning
+from components.captioning.component import captioning, captioning_part
 from components.evaluation.component import evaluation
-from components.grounding.component import grounding
+from components.grounding.component import grounding, grounding_part
 from components.ingest.component import ingest
+from components.label_parts.component import label_parts as label_plan
+from components.outcome.component import outcome
 from components.pretraining.component import pretraining
 from components.registration.component import registration
 from components.settings.component import settings
 from components.summary.component import summary
 from components.teachers.component import teachers
 from components.validation.component import validation
-from pipelines.resources import on_cluster
+from pipelines.resources import Wishes, on_cluster
 
 NAME = "cloc"
 DEMO = defaults()  # params.yaml's
+PARALLEL = 16  # labelling tasks at a time
 
 
 @dsl.pipeline(name=NAME, display_name="CLOC: a CLIP encoder that understands regions")
@@ -50,10 +57,16 @@ def cloc_pipeline(
     language_model: str = DEMO["language_model"],
     adapter_steps: int = DEMO["adapter_steps"],
     model_name: str = DEMO["model_name"],
+    train_baselines: bool = DEMO["train_baselines"],
+    tune_adapters: bool = DEMO["tune_adapters"],
+    labels_at: str = DEMO["labels_at"],
+    label_parts: int = DEMO["label_parts"],
     other_settings: list = [],  # noqa: B006 (KFP reads the default when the pipeline is compiled)
     gpus: int = 0,
     gpu_type: str = "nvidia.com/gpu",
-) -> dsl.Artifact:
+    node_selector: dict = {},  # noqa: B006 (see above)
+    tolerations: list = [],  # noqa: B006 (see above)
+) -> None:
     """Trains a CLIP-compatible encoder that understands regions, compares it with plain CLIP, and registers it.
 
     Args:
@@ -76,89 +89,114 @@ def cloc_pipeline(
         language_model: Hub id or folder of the language model of the adapter. Empty makes a small one.
         adapter_steps: Optimiser steps of the adapter.
         model_name: Name in the model registry.
+        train_baselines: Train plain CLIP to compare with. Without it the model is registered ungated.
+        tune_adapters: Tune MLLM adapters on the encoders.
+        labels_at: Folder or s3:// prefix that keeps captions and boxes for later runs, which label new shards alone.
+        label_parts: Tasks that label side by side into labels_at; 0 labels in one task.
         other_settings: Any other setting, as a list of "section.key=value"; `cloc config explain` lists them.
         gpus: GPUs of each task that can use them; 0 runs on processors.
         gpu_type: Kubernetes resource name of the GPUs.
+        node_selector: Labels of the nodes that tasks run on, as {"label": "value"}.
+        tolerations: Taints that tasks put up with, as in a pod: [{"key": ..., "operator": "Exists"}].
     """
-    stages = settings(
-        data=data,
-        demo_images=demo_images,
-        captioner=captioner,
-        captioning_model=captioning_model,
-        region_finder=region_finder,
-        detection_model=detection_model,
-        detection_threshold=detection_threshold,
-        min_caption_coverage=min_caption_coverage,
-        min_region_coverage=min_region_coverage,
-        start_from=start_from,
-        training_steps=training_steps,
-        batch_size=batch_size,
-        learning_rate=learning_rate,
-        region_weight=region_weight,
-        min_region_gain=min_region_gain,
-        max_image_loss=max_image_loss,
-        language_model=language_model,
-        adapter_steps=adapter_steps,
-        model_name=model_name,
-        other_settings=other_settings,
-    )
-    # It looks at the code and at the data behind the given path, which no cache key shows: it always runs.
-    stages.set_caching_options(False)
-    stages.set_display_name("Settings")
-    on_cluster(stages, "settings", gpus=gpus, gpu_type=gpu_type)
-    given = stages.outputs
+    wishes = Wishes(gpus=gpus, gpu_type=gpu_type, node_selector=node_selector, tolerations=tolerations)
 
     def set_up(task: dsl.PipelineTask, name: str, title: str) -> dsl.PipelineTask:
-        return on_cluster(task.set_display_name(title), name, gpus=gpus, gpu_type=gpu_type)
+        return on_cluster(task.set_display_name(title), name, wishes)
 
-    images = set_up(ingest(parameters=given["scenes"]), "ingest", "Data").outputs["data"]
-    fitted = set_up(teachers(parameters=given["teachers"], data=images), "teachers", "Teachers").outputs["teachers"]
-    captions = set_up(
-        captioning(parameters=given["captioning"], data=images, teachers=fitted), "captioning", "Captioning"
-    ).outputs["captions"]
-    grounded = set_up(
-        grounding(parameters=given["grounding"], data=images, captions=captions, teachers=fitted),
-        "grounding",
-        "Grounding",
-    )
-    regions = grounded.outputs["regions"]
-    labels = {"data": images, "captions": captions, "regions": regions}
-    checked = set_up(validation(parameters=given["validation"], **labels), "validation", "Validation (gate)")
+    ended = set_up(outcome(other_settings=other_settings), "outcome", "Outcome")
+    ended.set_caching_options(False)
+    with dsl.ExitHandler(ended, name="CLOC"):
+        stages = settings(
+            data=data,
+            demo_images=demo_images,
+            captioner=captioner,
+            captioning_model=captioning_model,
+            region_finder=region_finder,
+            detection_model=detection_model,
+            detection_threshold=detection_threshold,
+            min_caption_coverage=min_caption_coverage,
+            min_region_coverage=min_region_coverage,
+            start_from=start_from,
+            training_steps=training_steps,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            region_weight=region_weight,
+            min_region_gain=min_region_gain,
+            max_image_loss=max_image_loss,
+            language_model=language_model,
+            adapter_steps=adapter_steps,
+            model_name=model_name,
+            train_baselines=train_baselines,
+            tune_adapters=tune_adapters,
+            labels_at=labels_at,
+            label_parts=label_parts,
+            other_settings=other_settings,
+        )
+        # It looks at the code and at the data behind the given path, which no cache key shows: it always runs.
+        stages.set_caching_options(False)
+        given = set_up(stages, "settings", "Settings").outputs
 
-    def train(objective: str, title: str, **matched: PipelineChannel) -> PipelineChannel:
-        task = pretraining(parameters=given["pretraining"], objective=objective, **labels, **matched).after(checked)
-        return set_up(task, "pretraining", title).outputs["model"]
+        images = set_up(ingest(parameters=given["scenes"]), "ingest", "Data").outputs["data"]
+        fitted = set_up(teachers(parameters=given["teachers"], data=images), "teachers", "Teachers").outputs["teachers"]
+        shares = set_up(label_plan(parameters=given["parts"], data=images), "label_parts", "Shares of the labelling")
+        sources = {"data": images, "teachers": fitted}
+        with dsl.ParallelFor(shares.output, name="Captioning, in parts", parallelism=PARALLEL) as share:
+            captioned = captioning_part(parameters=given["captioning"], part=share, **sources)
+            set_up(captioned, "captioning", "Captioning, a part")
+        captions = set_up(
+            captioning(parameters=given["captioning"], **sources).after(captioned), "captioning", "Captioning"
+        ).outputs["captions"]
+        sources["captions"] = captions
+        with dsl.ParallelFor(shares.output, name="Grounding, in parts", parallelism=PARALLEL) as share:
+            found = grounding_part(parameters=given["grounding"], part=share, **sources)
+            set_up(found, "grounding", "Grounding, a part")
+        grounded = set_up(grounding(parameters=given["grounding"], **sources).after(found), "grounding", "Grounding")
+        regions = grounded.outputs["regions"]
+        labels = {"data": images, "captions": captions, "regions": regions}
+        checked = set_up(validation(parameters=given["validation"], **labels), "validation", "Validation (gate)")
 
-    cloc = train("cloc", "Pre-training: CLOC")
-    equal_steps = train("clip", "Pre-training: CLIP, equal steps")
-    equal_compute = train("clip", "Pre-training: CLIP, equal compute", match_compute_of=cloc, step_cost_of=equal_steps)
-    models = {"clip_equal_steps": equal_steps, "clip_equal_compute": equal_compute, "cloc": cloc}
-    compared = set_up(
-        evaluation(parameters=given["evaluation"], data=images, **models), "evaluation", "Evaluation"
-    ).outputs["report"]
-    registered = set_up(
-        registration(parameters=given["registration"], evaluation=compared, model=cloc),
-        "registration",
-        "Registration (gate)",
-    )
+        def train(task: str, objective: str, title: str, **matched: PipelineChannel) -> PipelineChannel:
+            made = pretraining(parameters=given[task], objective=objective, **labels, **matched).after(checked)
+            return set_up(made, "pretraining", title).outputs["model"]
 
-    def tune(encoder: PipelineChannel, title: str, **options: str) -> PipelineChannel:
-        task = adapter_tuning(parameters=given["adapter_tuning"], encoder=encoder, **labels, **options)
-        return set_up(task.after(registered), "adapter_tuning", title).outputs["adapter"]
+        cloc = train("pretraining", "cloc", "Pre-training: CLOC")
+        equal_steps = train("baseline", "clip", "Pre-training: CLIP, equal steps")
+        equal_compute = train(
+            "baseline",
+            "clip",
+            "Pre-training: CLIP, equal compute",
+            match_compute_of=cloc,
+            step_cost_of=equal_steps,
+        )
+        models = {"clip_equal_steps": equal_steps, "clip_equal_compute": equal_compute, "cloc": cloc}
+        compared = set_up(
+            evaluation(parameters=given["evaluation"], data=images, **models), "evaluation", "Evaluation"
+        ).outputs["report"]
+        registered = set_up(
+            registration(parameters=given["registration"], evaluation=compared, model=cloc),
+            "registration",
+            "Registration (gate)",
+        )
 
-    clip_adapter = tune(equal_compute, "MLLM adapter on CLIP")
-    cloc_adapter = tune(cloc, "MLLM adapter on CLOC")
-    sampler_adapter = tune(cloc, "MLLM adapter on CLOC, Prompter as sampler", region_sampler="prompter")
-    results = summary(
-        **labels,
-        **models,
-        teachers=fitted,
-        label_report=grounded.outputs["report"],
-        validation=checked.outputs["report"],
-        evaluation=compared,
-        receipt=registered.outputs["receipt"],
-        clip_adapter=clip_adapter,
-        cloc_adapter=cloc_adapter,
-        sampler_adapter=sampler_adapter,
-    )
-    return set_up(results, "summary", "Summary").outputs["results"]
+        def tune(encoder: PipelineChannel, title: str, **options: str) -> PipelineChannel:
+            task = adapter_tuning(parameters=given["adapter_tuning"], encoder=encoder, **labels, **options)
+            return set_up(task.after(registered), "adapter_tuning", title).outputs["adapter"]
+
+        clip_adapter = tune(equal_compute, "MLLM adapter on CLIP")
+        cloc_adapter = tune(cloc, "MLLM adapter on CLOC")
+        sampler_adapter = tune(cloc, "MLLM adapter on CLOC, Prompter as sampler", region_sampler="prompter")
+        results = summary(
+            **labels,
+            **models,
+            teachers=fitted,
+            label_report=grounded.outputs["report"],
+            validation=checked.outputs["report"],
+            evaluation=compared,
+            receipt=registered.outputs["receipt"],
+            clip_adapter=clip_adapter,
+            cloc_adapter=cloc_adapter,
+            sampler_adapter=sampler_adapter,
+        )
+        # Nothing can be returned out of an exit handler: whoever runs the pipeline finds what this task writes.
+        set_up(results, "summary", "Summary").set_caching_options(False)

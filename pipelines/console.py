@@ -55,7 +55,8 @@ class Console(io.TextIOBase):
         self._closing = threading.Event()
         self._watch = threading.Thread(target=self._say_alive, daemon=True)
         self.failed = ""
-        self.last_line = ""
+        self.last_words = ""  # of the task that failed
+        self._last_line = ""
         logs.mkdir(parents=True, exist_ok=True)
         self._watch.start()
 
@@ -122,7 +123,7 @@ class Console(io.TextIOBase):
         elif self._hidden:
             self._hidden = line != "}"
         elif line.strip():
-            self.last_line = line.strip()
+            self._last_line = line.strip()
             self._say(f"{_INDENT}{line}")
 
     def _header(self, task: str) -> str:
@@ -140,7 +141,7 @@ class Console(io.TextIOBase):
         if task is None:
             return
         if not success:
-            self.failed = task.name
+            self.failed, self.last_words = task.name, self._last_line
         self._close_log()
         how = "done" if success else "FAILED"
         self._say(f"{_INDENT}{how} after {time.monotonic() - task.started:.0f} s")

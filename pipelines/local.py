@@ -22,7 +22,7 @@ from typing import Any
 import kfp.local
 import psutil
 from kfp.local import executor_input_utils
-from kfp.pipeline_spec.pipeline_spec_pb2 import PipelineSpec
+from kfp.pipeline_spec.pipeline_spec_pb2 import PipelineSpec, PipelineTaskSpec
 
 from cloc import tracking
 from cloc.config import Config
@@ -46,7 +46,7 @@ class PipelineFailed(ClocError):  # noqa: N818 (a verdict, as GateFailed)
         self.exit_code = exit_code
 
 
-def run_local(config: Config, *, data: str | None, out: str, cache: bool) -> dict[str, str]:
+def run_local(config: Config, *, data: str | None, out: str, cache: bool, retries: int = 0) -> dict[str, str]:
     """Runs the whole pipeline and prints what came of it.
 
     Args:
@@ -54,6 +54,7 @@ def run_local(config: Config, *, data: str | None, out: str, cache: bool) -> dic
         data: collection to use; without it the demo's is rendered.
         out: folder for everything that the run makes.
         cache: whether results of equal tasks are reused.
+        retries: how often a failed task is tried again; gates are not.
 
     Returns:
         Where each result lies, by its name.
@@ -69,8 +70,8 @@ def run_local(config: Config, *, data: str | None, out: str, cache: bool) -> dic
     folder.mkdir(parents=True, exist_ok=True)
     (folder / FAILURE_FILE).unlink(missing_ok=True)
     home = f"{NAME}-{fingerprint(tasks)}" if cache else f"{NAME}-{time.strftime('%Y%m%d-%H%M%S')}"
-    spec = _without_retries(cloc_pipeline.pipeline_spec)
-    console = Console(sys.stdout, titles=_titles(spec), logs=folder / "logs")
+    spec = _for_here(cloc_pipeline.pipeline_spec, retries=retries)
+    console = Console(sys.stdout, titles=_titles(spec, parts=config.pipeline.label_parts), logs=folder / "logs")
     name = f"{folder.name} {time.strftime('%Y-%m-%d %H:%M:%S')}"
     with tracking.pipeline_run(config.tracking, name=name, settings=config.model_dump(mode="json")) as run:
         try:
@@ -81,12 +82,13 @@ def run_local(config: Config, *, data: str | None, out: str, cache: bool) -> dic
                     raise_on_error=True,
                     enable_caching=cache,
                 )
-                results = _run(spec, {"data": place, **arguments(config)})
+                _run(spec, {"data": place, **arguments(config)})
         except RuntimeError as error:
             raise _failure(folder, console, error) from None
         finally:
             console.finish()
-    body = json.loads((Path(results.path) / SUMMARY_FILE).read_text())
+    # The summary is made in every run: where it lies is known.
+    body = json.loads((folder / "kfp" / home / "summary" / "results" / SUMMARY_FILE).read_text())
     _link(folder, body["places"])
     print_summary(body)
     _print_places(folder, body["places"], uri=run.uri, seconds=time.monotonic() - started)
@@ -97,25 +99,44 @@ def _absolute(data: str) -> str:
     return data if "://" in data else str(Path(data).absolute())
 
 
-def _without_retries(spec: PipelineSpec) -> PipelineSpec:
-    """The pipeline for a person's machine: what failed is told at once, and goes on when started again."""
+def _for_here(spec: PipelineSpec, *, retries: int) -> PipelineSpec:
+    """The pipeline for a person's machine: what failed is told at once, and goes on when started again; one task at a
+    time, which may use all of the machine."""
     own = PipelineSpec()
     own.CopyFrom(spec)
-    for task in own.root.dag.tasks.values():
-        task.ClearField("retry_policy")
+    for task in _tasks(own):
+        if retries and task.HasField("retry_policy"):
+            task.retry_policy.CopyFrom(PipelineTaskSpec.RetryPolicy(max_retry_count=retries))
+        else:
+            task.ClearField("retry_policy")
+        if task.WhichOneof("iterator"):
+            task.iterator_policy.parallelism_limit = 1
     return own
 
 
-def _titles(spec: PipelineSpec) -> dict[str, str]:
-    """What people read for each task, by the name that the local runner gives it."""
-    return {task.component_ref.name.removeprefix("comp-"): task.task_info.name for task in spec.root.dag.tasks.values()}
+def _tasks(spec: PipelineSpec) -> Iterator[PipelineTaskSpec]:
+    """The tasks of the pipeline, and of what it holds (the part with an exit handler, loops)."""
+    dags = [spec.root.dag, *(part.dag for part in spec.components.values() if part.HasField("dag"))]
+    return (task for dag in dags for task in dag.tasks.values())
 
 
-def _run(spec: PipelineSpec, given: Mapping[str, Any]) -> Any:
+def _titles(spec: PipelineSpec, *, parts: int) -> dict[str, str]:
+    """What people read for each task, by the name that the local runner gives it; loops run where there are parts."""
+    found = {}
+    for name, part in [("", spec.root), *spec.components.items()]:
+        if name.startswith("comp-for-loop") and not parts:
+            continue
+        for task in part.dag.tasks.values():
+            inner = task.component_ref.name
+            if not spec.components[inner].HasField("dag"):
+                found[inner.removeprefix("comp-")] = task.task_info.name
+    return found
+
+
+def _run(spec: PipelineSpec, given: Mapping[str, Any]) -> None:
     from kfp.local import pipeline_orchestrator
 
-    outputs = pipeline_orchestrator.run_local_pipeline(pipeline_spec=spec, arguments=dict(given))
-    return outputs["Output"]
+    pipeline_orchestrator.run_local_pipeline(pipeline_spec=spec, arguments=dict(given))
 
 
 @contextlib.contextmanager
@@ -194,7 +215,7 @@ def _failure(folder: Path, console: Console, error: RuntimeError) -> PipelineFai
         return PipelineFailed(told["message"], exit_code=told["exit_code"])
     if not console.failed:
         return PipelineFailed(f"the pipeline could not run: {error}", exit_code=1)
-    words = console.last_line or "it said nothing"
+    words = console.last_words or "it said nothing"
     log = console.log_path(console.failed)
     return PipelineFailed(f"task {console.failed} broke off ({words}); its log: {log}", exit_code=1)
 

@@ -35,4 +35,36 @@ def captioning(
         outputs={"captions": captions, "report": report},
         metrics=metrics,
         page=page,
+        tables="captions",
+    )
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def captioning_part(
+    parameters: str,
+    part: str,
+    data: dsl.Input[dsl.Dataset],
+    teachers: dsl.Input[dsl.Model],
+    captions: dsl.Output[dsl.Dataset],
+    metrics: dsl.Output[dsl.Metrics],
+):
+    """Captions a share of the shards into the place that all tasks share; what stands already is skipped.
+
+    Args:
+        parameters: The stage's settings, its code's hash, and the place (JSON).
+        part: The share, "i/n".
+        data: Collection or data set.
+        teachers: Labelling models of the project's own, used where no captioner is named.
+        captions: A small file that says where the tables lie and what was done.
+        metrics: Captions an image, words a caption, coverage, speed, counts, of the share.
+    """
+    from cloc.pipeline.component import run_component
+
+    run_component(
+        "captioning",
+        parameters,
+        inputs={"data": data, "teachers": teachers, "worker": part},
+        outputs={"captions": captions},
+        metrics=metrics,
+        tables="captions",
     )

@@ -37,4 +37,38 @@ def grounding(
         outputs={"regions": regions, "report": report},
         metrics=metrics,
         page=page,
+        tables="regions",
+    )
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def grounding_part(
+    parameters: str,
+    part: str,
+    data: dsl.Input[dsl.Dataset],
+    captions: dsl.Input[dsl.Dataset],
+    teachers: dsl.Input[dsl.Model],
+    regions: dsl.Output[dsl.Dataset],
+    metrics: dsl.Output[dsl.Metrics],
+):
+    """Finds boxes in a share of the shards, into the place that all tasks share; what stands already is skipped.
+
+    Args:
+        parameters: The stage's settings, its code's hash, and the place (JSON).
+        part: The share, "i/n".
+        data: Collection or data set.
+        captions: Captions tables.
+        teachers: Labelling models of the project's own, used where no detector is named.
+        regions: A small file that says where the tables lie and what was done.
+        metrics: Regions an image, words a region, coverage, speed, counts, of the share.
+    """
+    from cloc.pipeline.component import run_component
+
+    run_component(
+        "grounding",
+        parameters,
+        inputs={"data": data, "captions": captions, "teachers": teachers, "worker": part},
+        outputs={"regions": regions},
+        metrics=metrics,
+        tables="regions",
     )

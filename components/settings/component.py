@@ -28,6 +28,10 @@ def settings(
     language_model: str,
     adapter_steps: int,
     model_name: str,
+    train_baselines: bool,
+    tune_adapters: bool,
+    labels_at: str,
+    label_parts: int,
     other_settings: list,
 ) -> NamedTuple(
     "Stages",
@@ -41,6 +45,8 @@ def settings(
         ("evaluation", str),
         ("registration", str),
         ("adapter_tuning", str),
+        ("parts", str),
+        ("baseline", str),
     ],
 ):
     """Validates all settings and gives every stage its own, with the hash of its code and of given data.
@@ -69,6 +75,10 @@ def settings(
             "language_model": language_model,
             "adapter_steps": adapter_steps,
             "model_name": model_name,
+            "train_baselines": train_baselines,
+            "tune_adapters": tune_adapters,
+            "labels_at": labels_at,
+            "label_parts": label_parts,
         },
         other_settings,
         data=data,

@@ -56,7 +56,7 @@ STAGES: Mapping[str, StageSpec] = {
         StageSpec(
             "registration", "cloc.evaluation.registration", ("evaluation", "tracking"), "receipt", "Gate and registry"
         ),
-        StageSpec("adapter_tuning", "cloc.mllm.stage", ("data", "adapter"), "adapter", "Tune an MLLM adapter"),
+        StageSpec("adapter_tuning", "cloc.mllm.stage", ("data", "train", "adapter"), "adapter", "Tune an MLLM adapter"),
     )
 }
 

@@ -45,7 +45,8 @@ def test_golden(compiled: Path) -> None:
 
 def test_proto_takes_it(spec: dict[str, Any]) -> None:
     message = json_format.ParseDict(spec, PipelineSpec())
-    assert len(message.root.dag.tasks) == 15
+    assert set(message.root.dag.tasks) == {"exit-handler-1", "outcome"}
+    assert len(message.components["comp-exit-handler-1"].dag.tasks) == 16 + 2  # and two loops
 
 
 def test_image_of_a_deployment(tmp_path: Path) -> None:
@@ -56,7 +57,15 @@ def test_image_of_a_deployment(tmp_path: Path) -> None:
 
 def test_parameters_are_the_settings(spec: dict[str, Any]) -> None:
     given = spec["root"]["inputDefinitions"]["parameters"]
-    assert set(given) == {"data", "gpus", "gpu_type", parameters.OTHER, *parameters.PARAMETERS}
+    assert set(given) == {
+        "data",
+        "gpus",
+        "gpu_type",
+        "node_selector",
+        "tolerations",
+        parameters.OTHER,
+        *parameters.PARAMETERS,
+    }
     for name, value in parameters.defaults().items():
         assert given[name]["defaultValue"] == value, f"{name} is not the demo's {parameters.PARAMETERS[name]}"
 
@@ -82,11 +91,24 @@ def test_arguments_give_the_settings_back(config: Config) -> None:
     assert parameters.resolve(given, others) == config
 
 
+def tasks_of(spec: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """All tasks that run something, also those in the exit handler and in loops."""
+    dags = [spec["root"]["dag"], *(part["dag"] for part in spec["components"].values() if "dag" in part)]
+    return {
+        name: task
+        for dag in dags
+        for name, task in dag["tasks"].items()
+        if "dag" not in spec["components"][task["componentRef"]["name"]]
+    }
+
+
 def test_tasks(spec: dict[str, Any]) -> None:
-    tasks, executors = spec["root"]["dag"]["tasks"], spec["deploymentSpec"]["executors"]
+    executors = spec["deploymentSpec"]["executors"]
+    tasks = tasks_of(spec)
+    assert len(tasks) == 19
     for name, task in tasks.items():
         assert task["taskInfo"]["name"][0].isupper(), "tasks have names for people"
-        assert bool(task["cachingOptions"].get("enableCache")) == (name != "settings")
+        assert bool(task["cachingOptions"].get("enableCache")) == (name not in ("settings", "summary", "outcome"))
         assert "cacheKey" not in task["cachingOptions"], "a key of one's own leaves the arguments out"
         assert ("retryPolicy" in task) == (name not in GATES)
         container = executors[f"exec-{name}"]["container"]
@@ -95,7 +117,7 @@ def test_tasks(spec: dict[str, Any]) -> None:
 
 
 def test_gates_come_before_what_they_guard(spec: dict[str, Any]) -> None:
-    tasks = spec["root"]["dag"]["tasks"]
+    tasks = tasks_of(spec)
     for name in ("pretraining", "pretraining-2", "pretraining-3"):
         assert "validation" in tasks[name]["dependentTasks"]
     for name in ("adapter-tuning", "adapter-tuning-2", "adapter-tuning-3"):
@@ -104,7 +126,7 @@ def test_gates_come_before_what_they_guard(spec: dict[str, Any]) -> None:
 
 def test_tracking_is_no_parameter(spec: dict[str, Any], platform: dict[str, Any]) -> None:
     """A run's id among the arguments would end all caching."""
-    for name, task in spec["root"]["dag"]["tasks"].items():
+    for name, task in tasks_of(spec).items():
         assert not [item for item in task["inputs"].get("parameters", {}) if "mlflow" in item or "run" in item]
         own = platform["deploymentSpec"]["executors"][f"exec-{name}"]
         assert own["fieldPathAsEnv"] == [{"name": "CLOC_RUN_KEY", "fieldPath": "metadata.labels['pipeline/runid']"}]
@@ -115,7 +137,7 @@ def test_stages_get_only_their_own_settings() -> None:
     """Else a change of one setting would run every stage again."""
     before = parameters.stage_parameters(toy.config())
     changed = parameters.stage_parameters(toy.config(train__learning_rate="0.5"))
-    assert [name for name in before if before[name] != changed[name]] == ["pretraining"]
+    assert [name for name in before if before[name] != changed[name]] == ["pretraining", "adapter_tuning", "baseline"]
     changed = parameters.stage_parameters(toy.config(evaluation__pictures="5"))
     assert [name for name in before if before[name] != changed[name]] == ["evaluation", "registration"]
 

@@ -10,10 +10,12 @@ from kfp import dsl
 from cloc.pipeline.component import FAILURE_VARIABLE
 from cloc.pipeline.parameters import OTHER, arguments, stage_parameters
 from components.adapter_tuning.component import adapter_tuning
-from components.captioning.component import captioning
+from components.captioning.component import captioning, captioning_part
 from components.evaluation.component import evaluation
 from components.grounding.component import grounding
 from components.ingest.component import ingest
+from components.label_parts.component import label_parts
+from components.outcome.component import outcome
 from components.pretraining.component import pretraining
 from components.registration.component import registration
 from components.settings.component import settings
@@ -307,3 +309,147 @@ def test_evaluation_registration_adapter_and_summary(
     assert "CLOC, Prompter as sampler" in Path(side_by_side.path).read_text()
     assert "region mAcc/CLOC" in figures.metadata
     assert json.loads((Path(results.path) / "summary.json").read_text())["places"]["model"] == models["cloc"].path
+
+
+def test_parts_label_their_shares_and_the_last_task_finds_them_done(
+    tmp_path: Path, make_dataset: Any, teachers_made: Any
+) -> None:
+    for split in ("train", "test"):
+        make_dataset(tmp_path / "photos" / split, 12)  # three shards
+    changes = {"pipeline__labels_at": str(tmp_path / "labels"), "pipeline__label_parts": "5"}
+    given, new = stage_parameters(toy.config(**changes), data=str(tmp_path / "photos")), Folder(tmp_path / "run")
+    data = new("data", dsl.Dataset)
+    ingest.python_func(parameters=given["scenes"], data=data, metrics=new("m", dsl.Metrics))
+    shares = label_parts.python_func(parameters=given["parts"], data=data)
+    assert shares == ["0/3", "1/3", "2/3"]
+    for number, share in enumerate(shares):
+        captions = new(f"captions-{number}", dsl.Dataset)
+        captioning_part.python_func(
+            parameters=given["captioning"],
+            part=share,
+            data=data,
+            teachers=teachers_made,
+            captions=captions,
+            metrics=new(f"m-{number}", dsl.Metrics),
+        )
+        told = json.loads((Path(captions.path) / "location.json").read_text())
+        assert (told["part"], told["labelled"], told["skipped"]) == (share, 4, 0)
+        assert [path.name for path in Path(captions.path).iterdir()] == ["location.json"]
+    whole, shown = new("captions", dsl.Dataset), show(new, "captions")
+    captioning.python_func(
+        parameters=given["captioning"],
+        data=data,
+        teachers=teachers_made,
+        captions=whole,
+        metrics=new("m-whole", dsl.Metrics),
+        **shown,
+    )
+    assert (whole.metadata["labelled"], whole.metadata["skipped"]) == (12, 12)
+    assert len(list(Path(told["location"]).rglob("captions/*.parquet"))) == 3
+    grown = stage_parameters(toy.config(**changes), data=str(tmp_path / "photos"))["captioning"]
+    assert json.loads(grown)["at"] == told["location"]
+    other = stage_parameters(toy.config(**changes, captioning__batch_size="3"), data=str(tmp_path / "photos"))
+    assert json.loads(other["captioning"])["at"] != told["location"]
+
+
+def test_what_is_left_out_says_why_and_nothing_is_made_of_it(
+    new: Folder, tmp_path: Path, data: Any, captions: Any, regions: Any, models: dict[str, Any], report: Any
+) -> None:
+    given, made = stage_parameters(toy.config(pipeline__baselines="false")), Folder(tmp_path)
+    labels = {"data": data, "captions": captions, "regions": regions}
+    clip, metrics = made("clip", dsl.Model), made("clip_metrics", dsl.Metrics)
+    pretraining.python_func(parameters=given["baseline"], objective="clip", model=clip, metrics=metrics, **labels)
+    assert "without a plain CLIP" in clip.metadata["skipped"]
+    adapter, page = made("adapter", dsl.Model), made("page", dsl.HTML)
+    adapter_tuning.python_func(
+        parameters=given["adapter_tuning"],
+        encoder=clip,
+        adapter=adapter,
+        report=made("adapter_report"),
+        page=page,
+        metrics=made("adapter_metrics", dsl.Metrics),
+        **labels,
+    )
+    assert adapter.metadata["skipped"] == clip.metadata["skipped"]
+    assert "Skipped: the run was started without a plain CLIP" in Path(page.path).read_text()
+    alone, shown = made("report"), {"page": made("p", dsl.HTML), "confusion": made("c", dsl.ClassificationMetrics)}
+    evaluation.python_func(
+        parameters=given["evaluation"],
+        data=data,
+        clip_equal_steps=clip,
+        clip_equal_compute=clip,
+        cloc=models["cloc"],
+        report=alone,
+        metrics=made("em", dsl.Metrics),
+        **shown,
+    )
+    assert list(json.loads((Path(alone.path) / "metrics.json").read_text())["models"]) == ["CLOC"]
+    registration.python_func(
+        parameters=given["registration"],
+        evaluation=alone,
+        model=models["cloc"],
+        receipt=made("receipt"),
+        metrics=made("rm", dsl.Metrics),
+    )
+    nothing = dict.fromkeys(("clip_adapter", "cloc_adapter", "sampler_adapter"), adapter)
+    results, answers = made("results"), made("answers.html", dsl.HTML)
+    summary.python_func(
+        **labels,
+        teachers=clip,
+        label_report=alone,
+        validation=alone,
+        clip_equal_steps=clip,
+        clip_equal_compute=clip,
+        cloc=models["cloc"],
+        evaluation=alone,
+        receipt=made("receipt"),
+        **nothing,
+        results=results,
+        page=made("summary.md", dsl.Markdown),
+        answers=answers,
+        metrics=made("sm", dsl.Metrics),
+    )
+    body = json.loads((Path(results.path) / "summary.json").read_text())
+    assert "adapters" not in body
+    assert not {"clip_adapter", "clip_equal_steps", "answers"} & body["places"].keys()
+    assert "No adapter was tuned" in Path(answers.path).read_text()
+
+
+@pytest.mark.parametrize(
+    ("state", "error", "status"),
+    [("SUCCEEDED", "", "FINISHED"), ("FAILED", "validation failed", "FAILED"), ("CANCELED", "", "KILLED")],
+)
+def test_the_outcome_is_recorded_in_the_run_of_the_settings_experiment(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], state: str, error: str, status: str
+) -> None:
+    from mlflow import MlflowClient
+
+    monkeypatch.setenv("CLOC_RUN_KEY", f"run-{state}")
+    others = [f"tracking.experiment=other-{state}"]
+    values = arguments(toy.config())
+    values[OTHER] += others
+    settings.python_func(data="", **values)
+    told = dsl.PipelineTaskFinalStatus(
+        state=state, pipeline_job_resource_name="", pipeline_task_name="CLOC", error_code=None, error_message=error
+    )
+    outcome.python_func(status=told, other_settings=others)
+    client = MlflowClient()
+    experiment = client.get_experiment_by_name(f"other-{state}")
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert run.info.status == status
+    assert run.data.tags["cloc.outcome"] == state
+    assert run.data.tags.get("cloc.failure", "") == (f"CLOC: {error}" if error else "")
+    assert run.data.params["train.steps"] == "4"
+    assert f"recorded in the MLflow run {run.info.run_id}" in capsys.readouterr().out
+
+
+def test_an_outcome_that_cannot_be_recorded_is_only_said(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    told = dsl.PipelineTaskFinalStatus(
+        state="FAILED", pipeline_job_resource_name="", pipeline_task_name="CLOC", error_code=None, error_message="x"
+    )
+    outcome.python_func(status=told, other_settings=[])
+    assert "not recorded: MLflow at http://127.0.0.1:9 cannot be used" in capsys.readouterr().out

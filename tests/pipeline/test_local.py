@@ -18,12 +18,13 @@ from pipelines.console import Console
 from tests.pipeline import toy
 
 ROOT = Path(__file__).parents[2]
-TASK = re.compile(r"^\[(\d+)/15\] (.*)$", re.MULTILINE)
-REUSED = re.compile(r"^\[\d+/15\] (.*): nothing changed, taken from the cache$", re.MULTILINE)
+TASK = re.compile(r"^\[(\d+)/17\] (.*)$", re.MULTILINE)
+REUSED = re.compile(r"^\[\d+/17\] (.*): nothing changed, taken from the cache$", re.MULTILINE)
 TITLES = (
     "Settings",
     "Data",
     "Teachers",
+    "Shares of the labelling",
     "Captioning",
     "Grounding",
     "Validation (gate)",
@@ -36,6 +37,7 @@ TITLES = (
     "MLLM adapter on CLOC",
     "MLLM adapter on CLOC, Prompter as sampler",
     "Summary",
+    "Outcome",
 )
 
 
@@ -133,7 +135,7 @@ def again(whole: Ended, folder: Path) -> Ended:
 
 def test_second_run_reuses_everything(again: Ended) -> None:
     assert again.code == 0, again.text[-3000:]
-    assert sorted(REUSED.findall(again.text)) == sorted(set(TITLES) - {"Settings"})
+    assert sorted(REUSED.findall(again.text)) == sorted(set(TITLES) - {"Settings", "Summary", "Outcome"})
     assert "CLIP and CLOC on the split" in again.text
 
 
@@ -142,7 +144,14 @@ def test_gate_on_labels_stops_the_pipeline(again: Ended, folder: Path) -> None:
     assert ended.code == 4
     assert ended.lines[-1].startswith("error: validation: 1 of ")
     assert "1,000" in ended.lines[-1]
-    assert sorted(REUSED.findall(ended.text)) == ["Captioning", "Data", "Grounding", "Teachers"]
+    assert sorted(REUSED.findall(ended.text)) == [
+        "Captioning",
+        "Data",
+        "Grounding",
+        "Shares of the labelling",
+        "Teachers",
+    ]
+    assert "the pipeline ended as FAILED" in ended.text
     assert "Pre-training" not in ended.text
     assert "Traceback" not in ended.text
 

@@ -886,6 +886,28 @@ class TrackingConfig(Section):
     """Name in the model registry."""
 
 
+class PipelineConfig(Section):
+    """The pipeline as a whole: what is left out of it, and where labels are kept between runs."""
+
+    baselines: bool = True
+    """Whether plain CLIP is trained to compare with; without it nothing is gated on a comparison."""
+    adapters: bool = True
+    """Whether MLLM adapters are tuned."""
+    labels_at: str = ""
+    """Folder or s3:// prefix that all tasks reach, where captions and regions are kept for later runs: these label new
+    shards alone. Empty keeps them with the run."""
+    label_parts: NonNegative = 0
+    """Tasks that label side by side, each a share of the shards, into `labels_at`; 0 labels in one task."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "PipelineConfig":
+        if self.label_parts and not self.labels_at:
+            raise ValueError(
+                f"label_parts {self.label_parts} needs labels_at: a folder or s3:// prefix that all tasks reach"
+            )
+        return self
+
+
 class Config(Section):
     """All settings."""
 
@@ -900,6 +922,7 @@ class Config(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     adapter: AdapterConfig = AdapterConfig()
     tracking: TrackingConfig = TrackingConfig()
+    pipeline: PipelineConfig = PipelineConfig()
 
     @model_validator(mode="after")
     def _check(self) -> "Config":

@@ -166,6 +166,8 @@ def _prepare(job: TuningJob, config: Config, train: Dataset) -> None:
         for place in others.iterdir():
             if place.name not in wanted:
                 shutil.rmtree(place)
+        if not any(others.iterdir()):
+            others.rmdir()
     if not config.adapter.language_model:
         decoder: DecoderConfig = config.adapter.decoder
         tokenizer = train_tokenizer(

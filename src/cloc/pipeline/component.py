@@ -4,6 +4,7 @@ Paths, metadata, metrics, the page for the pipeline's user interface, and failur
 same for all components. Artifacts come in as the pipeline made them; all that is used of them is in `Artifact`.
 """
 
+import html
 import json
 import math
 import os
@@ -16,12 +17,14 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from cloc.config import parse
+from cloc.data.dataset import Dataset, resolve_split
 from cloc.errors import ClocError, ConfigError, GateFailed
-from cloc.pipeline.parameters import BASE_PRESET, resolve, stage_parameters
+from cloc.pipeline.parameters import AT, BASE_PRESET, SKIP, resolve, stage_parameters
 from cloc.stage import StageResult
 from cloc.stages import run_stage
+from cloc.tracking import begin_pipeline
 
-LOCATION_FILE = "location.json"
+LOCATION_FILE, SKIPPED_FILE = "location.json", "skipped.json"
 PAGE_FILE = "index.html"
 CONFUSION_FILE = "confusion.json"
 # Where a runner wants the reason of a failure: a JSON file.
@@ -52,8 +55,12 @@ def run_component(
     page: Artifact | None = None,
     more_pages: Mapping[str, Artifact] | None = None,
     confusion: ConfusionArtifact | None = None,
+    tables: str = "",
 ) -> None:
     """Runs a stage as a task of a pipeline.
+
+    A task that shall do nothing, or that reads what another one did not make for that reason, leaves artifacts that say
+    why.
 
     Args:
         stage: its name in the registry.
@@ -64,15 +71,22 @@ def run_component(
         page: artifact that gets a copy of the HTML page in the stage's output `report`.
         more_pages: the same of other files there, by their names.
         confusion: artifact that gets the matrix of `confusion.json` there; empty where the stage found none.
+        tables: output that lies elsewhere where the task names a place for it; the artifact then points there.
 
     Raises:
         SystemExit: the stage failed with a reason, which is the last line that was printed; its code is the error's.
     """
     with one_line_failure(stage):
         task = _task(parameters, stage=stage)
+        pages = {**({} if page is None else {PAGE_FILE: page}), **(more_pages or {})}
+        if reason := task.get(SKIP) or _missing(inputs):
+            _skip(reason, outputs=outputs, metrics=metrics, pages=pages, confusion=confusion)
+            return
         given = {name: _value(value) for name, value in inputs.items() if value is not None}
         folders = {name: artifact.path for name, artifact in outputs.items()}
-        pages = {**({} if page is None else {PAGE_FILE: page}), **(more_pages or {})}
+        place = task.get(AT) if tables else None
+        if place:
+            folders[tables] = place
         settings = parse(task["settings"], source=f"settings of {stage}")
         try:
             result = run_stage(stage, settings, inputs=given, outputs=folders)
@@ -82,6 +96,8 @@ def run_component(
             raise
         for artifact in outputs.values():
             _describe(artifact, result, code=task["code"])
+        if place:
+            _point(outputs[tables], {"location": place, "part": given.get("worker", ""), **result.counts})
         write_metrics(metrics, {**result.metrics, **result.counts})
         _copy_pages(folders, pages)
         if confusion is not None:
@@ -91,8 +107,10 @@ def run_component(
 def resolve_parameters(values: Mapping[str, Any], others: list[str], *, data: str) -> Any:
     """The pipeline's first task: validates all settings, and gives every stage its own (see `stage_parameters`).
 
+    The run in MLflow begins here where the tasks know it by a key.
+
     Returns:
-        A named tuple with a field a stage, as KFP wants several outputs.
+        A named tuple with a field a task, as KFP wants several outputs.
 
     Raises:
         SystemExit: a setting is wrong, or the data are not there; the reason is the last line.
@@ -100,7 +118,8 @@ def resolve_parameters(values: Mapping[str, Any], others: list[str], *, data: st
     with one_line_failure("settings"):
         config = resolve(values, others)
         tasks = stage_parameters(config, data=data)
-        print(f"settings of {len(tasks)} stages are valid; base: preset {BASE_PRESET}", flush=True)
+        begin_pipeline(config.tracking, settings=config.model_dump(mode="json"))
+        print(f"settings of {len(tasks)} tasks are valid; base: preset {BASE_PRESET}", flush=True)
         return namedtuple("Stages", tasks)(**tasks)
 
 
@@ -118,12 +137,26 @@ def bring_data(parameters: str, *, data: Artifact, metrics: Artifact) -> None:
             run_component("scenes", parameters, inputs={}, outputs={"data": data}, metrics=metrics)
             return
         given = task["data"]
-        folder = Path(data.path)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / LOCATION_FILE).write_text(json.dumps(given) + "\n")
+        _point(data, given)
         data.metadata.update({"message": f"data at {given['location']}", **given})
         write_metrics(metrics, {})
         print(f"data: {given['location']} (hash {given['digest']})", flush=True)
+
+
+def plan_parts(parameters: str, *, data: Artifact) -> list[str]:
+    """The shares that labelling tasks take, "i/n": no more than there are shards, none where one task does it all.
+
+    Raises:
+        SystemExit: as `run_component`.
+    """
+    with one_line_failure("label_parts"):
+        plan = json.loads(parameters)
+        if not plan["count"]:
+            return []
+        shards = len(Dataset.open(resolve_split(location(data), plan["split"])).manifest.shards)
+        count = min(plan["count"], shards)
+        print(f"{shards} shards in {count} parts", flush=True)
+        return [f"{number}/{count}" for number in range(count)]
 
 
 @contextmanager
@@ -162,6 +195,12 @@ def _show_confusion(file: Path, confusion: ConfusionArtifact) -> None:
     path.write_text(json.dumps(found) + "\n")
 
 
+def skipped(artifact: Artifact) -> str:
+    """Why an artifact was not made; "" where it was."""
+    told = Path(artifact.path) / SKIPPED_FILE
+    return str(json.loads(told.read_text())["reason"]) if told.is_file() else ""
+
+
 def location(artifact: Artifact) -> str:
     """Where an artifact's content lies: in it, or where its `location.json` points."""
     pointer = Path(artifact.path) / LOCATION_FILE
@@ -181,8 +220,39 @@ def _task(parameters: str, *, stage: str) -> dict[str, Any]:
 
 def _value(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {name: _value(item) for name, item in value.items()}
+        return {name: _value(item) for name, item in value.items() if not (hasattr(item, "path") and skipped(item))}
     return location(value) if hasattr(value, "path") else value
+
+
+def _missing(inputs: Mapping[str, Any]) -> str:
+    """Why an input that a task cannot do without was not made."""
+    return next((reason for item in inputs.values() if hasattr(item, "path") and (reason := skipped(item))), "")
+
+
+def _skip(
+    reason: str,
+    *,
+    outputs: Mapping[str, Artifact],
+    metrics: Artifact,
+    pages: Mapping[str, Artifact],
+    confusion: Artifact | None,
+) -> None:
+    for artifact in outputs.values():
+        Path(artifact.path).mkdir(parents=True, exist_ok=True)
+        (Path(artifact.path) / SKIPPED_FILE).write_text(json.dumps({"reason": reason}) + "\n")
+        artifact.metadata["skipped"] = reason
+    for artifact in (*pages.values(), *([confusion] if confusion is not None else [])):
+        Path(artifact.path).parent.mkdir(parents=True, exist_ok=True)
+        Path(artifact.path).write_text(f"<!doctype html><title>Skipped</title><p>Skipped: {html.escape(reason)}.</p>\n")
+    write_metrics(metrics, {})
+    print(f"skipped: {reason}", flush=True)
+
+
+def _point(artifact: Artifact, place: Mapping[str, Any]) -> None:
+    """Has an artifact point at what lies elsewhere."""
+    folder = Path(artifact.path)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / LOCATION_FILE).write_text(json.dumps(dict(place)) + "\n")
 
 
 def _describe(artifact: Artifact, result: StageResult, *, code: str) -> None:

@@ -41,7 +41,17 @@ PARAMETERS: Mapping[str, str] = {
     "language_model": "adapter.language_model",
     "adapter_steps": "adapter.steps",
     "model_name": "tracking.model_name",
+    "train_baselines": "pipeline.baselines",
+    "tune_adapters": "pipeline.adapters",
+    "labels_at": "pipeline.labels_at",
+    "label_parts": "pipeline.label_parts",
 }
+SKIP, AT = "skip", "at"
+"""Fields of a task: why it does nothing, and where its tables go instead of into its artifact."""
+PARTS, BASELINE = "parts", "baseline"
+"""Tasks that are no stage of their own: the plan of the labelling, and pre-training of plain CLIP."""
+_NO_BASELINES = "the run was started without a plain CLIP to compare with (train_baselines)"
+_NO_ADAPTERS = "the run was started without MLLM adapters (tune_adapters)"
 _READ_THREADS = 16
 
 
@@ -84,7 +94,7 @@ def resolve(values: Mapping[str, Any], others: Sequence[str]) -> Config:
 
 
 def stage_parameters(config: Config, *, data: str = "") -> dict[str, str]:
-    """What each stage's task is given, as JSON: its own settings and the hash of its code, and nothing else.
+    """What each task is given, as JSON, by the name of its stage: its own settings, the hash of its code, nothing else.
 
     KFP takes a task's result from its cache when its arguments and inputs are those of an earlier one. So a stage
     runs again when its own settings or its code changed, or what it reads, and only then. Data given from outside
@@ -96,11 +106,38 @@ def stage_parameters(config: Config, *, data: str = "") -> dict[str, str]:
     names = [name for name in STAGES if name not in _OUTSIDE]
     settings = {name: stage_settings(name, config) for name in names}
     settings["teachers"]["teachers"]["fit"] = needed_teachers(config)
-    tasks = {name: {"settings": settings[name], "code": code_version(name)} for name in names}
+    if not config.pipeline.baselines:
+        # There is nothing to hold the candidate against.
+        settings["registration"]["evaluation"].update(min_region_gain=0.0, max_image_loss=1.0)
+    tasks: dict[str, dict[str, Any]] = {
+        name: {"settings": settings[name], "code": code_version(name)} for name in names
+    }
+    for name, place in _label_places(config, settings, data=data).items():
+        tasks[name][AT] = place
+    tasks[PARTS] = {"count": config.pipeline.label_parts, "split": config.data.train_split}
+    tasks[BASELINE] = tasks["pretraining"] | ({} if config.pipeline.baselines else {SKIP: _NO_BASELINES})
+    if not config.pipeline.adapters:
+        tasks["adapter_tuning"][SKIP] = _NO_ADAPTERS
     if data:
-        place = {"location": data, "digest": data_digest(config, data)}
-        tasks["scenes"] = {"settings": {}, "code": "", "data": place}
+        given = {"location": data, "digest": data_digest(config, data)}
+        tasks["scenes"] = {"settings": {}, "code": "", "data": given}
     return {name: json.dumps(task, sort_keys=True) for name, task in tasks.items()}
+
+
+def _label_places(config: Config, settings: Mapping[str, Any], *, data: str) -> dict[str, str]:
+    """Where each labelling stage keeps its tables, where that is not its artifact.
+
+    A folder is named after the data and the settings that it is made from: no run finds those of another one, and the
+    next one on grown data finds its own.
+    """
+    if not config.pipeline.labels_at:
+        return {}
+    root, made_from = config.pipeline.labels_at.rstrip("/"), [data or settings["scenes"], settings["teachers"]]
+    places = {}
+    for name in ("captioning", "grounding"):
+        made_from.append(settings[name][name])
+        places[name] = f"{root}/{name}-{fingerprint(made_from)}"
+    return places
 
 
 def data_digest(config: Config, data: str) -> str:

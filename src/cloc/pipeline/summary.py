@@ -16,7 +16,7 @@ from rich.text import Text
 from cloc.evaluation.summary import SUPERVISION, headline, headline_markdown, headline_table, sentences
 from cloc.mllm import report as answers_report
 from cloc.mllm.scores import sentences as answer_sentences
-from cloc.pipeline.component import Artifact, location, one_line_failure, write_metrics
+from cloc.pipeline.component import Artifact, location, one_line_failure, skipped, write_metrics
 
 SUMMARY_FILE, ANSWERS_FOLDER = "summary.json", "answers"
 _ADAPTERS = "MLLM adapters by their encoder"
@@ -38,7 +38,8 @@ def write_summary(
     Args:
         artifacts: what to point at, by the name to show.
         evaluation: the evaluation's report.
-        adapters: the tuned adapters by the name of their encoder; the first is the baseline.
+        adapters: the tuned adapters by the name of their encoder; the first is the baseline. Those that were not tuned
+            are left out, as what was not trained is.
         summary: gets `summary.json` (figures, and where everything lies) and `answers/`, the report on the adapters.
         page: gets the tables as Markdown, for the user interface.
         answers: gets the page of the adapters' report.
@@ -46,18 +47,23 @@ def write_summary(
     """
     with one_line_failure("summary"):
         folder = Path(summary.path)
-        rows = {name: location(item) for name, item in adapters.items()}
-        places = {name: location(item) for name, item in artifacts.items()}
-        body = {
+        folder.mkdir(parents=True, exist_ok=True)
+        Path(answers.path).parent.mkdir(parents=True, exist_ok=True)
+        rows = {name: location(item) for name, item in adapters.items() if not skipped(item)}
+        body: dict[str, Any] = {
             "evaluation": json.loads((Path(location(evaluation)) / "metrics.json").read_text()),
-            "adapters": answers_report.write_report(rows, folder / ANSWERS_FOLDER, title=_ADAPTERS),
-            "places": {**places, ANSWERS_FOLDER: str(folder / ANSWERS_FOLDER)},
+            "places": {name: location(item) for name, item in artifacts.items() if not skipped(item)},
         }
+        if rows:
+            place = folder / ANSWERS_FOLDER
+            body["adapters"] = answers_report.write_report(rows, place, title=_ADAPTERS)
+            body["places"][ANSWERS_FOLDER] = str(place)
+            shutil.copyfile(place / answers_report.PAGE, answers.path)
+        else:
+            Path(answers.path).write_text("<!doctype html><title>Skipped</title><p>No adapter was tuned.</p>\n")
         (folder / SUMMARY_FILE).write_text(json.dumps(body, indent=1) + "\n")
         Path(page.path).parent.mkdir(parents=True, exist_ok=True)
         Path(page.path).write_text(markdown(body))
-        Path(answers.path).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(folder / ANSWERS_FOLDER / answers_report.PAGE, answers.path)
         write_metrics(metrics, _headline_figures(body))
         print(f"summary of {len(body['places'])} results written", flush=True)
 
@@ -92,13 +98,15 @@ def adapter_table(comparison: Mapping[str, Any]) -> Table:
 
 
 def markdown(body: Mapping[str, Any]) -> str:
-    """Both tables as Markdown."""
-    own = answers_report.markdown(body["adapters"])
-    return "\n".join([headline_markdown(body["evaluation"]), f"## {_ADAPTERS}", "", own])
+    """The tables as Markdown."""
+    first = headline_markdown(body["evaluation"])
+    if "adapters" not in body:
+        return first
+    return "\n".join([first, f"## {_ADAPTERS}", "", answers_report.markdown(body["adapters"])])
 
 
 def print_summary(body: Mapping[str, Any]) -> None:
-    """Both tables and what they say, on the terminal."""
+    """The tables and what they say, on the terminal."""
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = max(console.width, _WIDTH)
@@ -106,6 +114,8 @@ def print_summary(body: Mapping[str, Any]) -> None:
     console.print(headline_table(body["evaluation"]))
     for sentence in (*sentences(body["evaluation"]), SUPERVISION):
         console.print(Text(f"- {sentence}"), soft_wrap=True)
+    if "adapters" not in body:
+        return
     console.print()
     console.print(adapter_table(body["adapters"]))
     for sentence in answer_sentences(body["adapters"]):

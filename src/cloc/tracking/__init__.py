@@ -11,7 +11,16 @@ from cloc.tracking.reading import Reader, Recorded
 from cloc.tracking.registered import local_model
 from cloc.tracking.registry import CHALLENGER, CHAMPION, Registry, Version
 from cloc.tracking.rows import BY_SAMPLES, Row, row_batches
-from cloc.tracking.runs import STAGE_RUN, STAGE_URI, Run, attach, pipeline_run, stage_run
+from cloc.tracking.runs import (
+    STAGE_RUN,
+    STAGE_URI,
+    Run,
+    attach,
+    begin_pipeline,
+    end_pipeline,
+    pipeline_run,
+    stage_run,
+)
 from cloc.tracking.store import DEFAULT_STORE, tracking_uri
 
 __all__ = [
@@ -28,6 +37,8 @@ __all__ = [
     "Run",
     "Version",
     "attach",
+    "begin_pipeline",
+    "end_pipeline",
     "local_model",
     "pipeline_run",
     "row_batches",

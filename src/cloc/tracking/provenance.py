@@ -8,6 +8,7 @@ from typing import Any
 
 from cloc import __version__
 
+KEY = "CLOC_RUN_KEY"
 _KEY_TAG = "cloc.run_key"
 
 
@@ -42,16 +43,19 @@ def parent_run(client: Any, experiment: str) -> str | None:
     given = os.environ.get("MLFLOW_RUN_ID")
     if given:
         return given
-    key = os.environ.get("CLOC_RUN_KEY") or _dvc_key()
+    key = os.environ.get(KEY) or _dvc_key()
     if not key:
         return None
-    found = client.search_runs([experiment], filter_string=f"tags.`{_KEY_TAG}` = '{key}'", max_results=1)
+    # Tasks of a pipeline know the key, and not always the experiment.
+    everywhere = [item.experiment_id for item in client.search_experiments()]
+    found = client.search_runs(everywhere, filter_string=f"tags.`{_KEY_TAG}` = '{key}'", max_results=1)
     if found:
         return str(found[0].info.run_id)
     name = f"dvc-{os.environ['DVC_EXP_NAME']}" if os.environ.get("DVC_EXP_NAME") else key
     tags = {**common_tags(), _KEY_TAG: key, "cloc.kind": "pipeline"}
     created = client.create_run(experiment, run_name=name, tags=tags)
-    client.set_terminated(created.info.run_id, "FINISHED")
+    if os.environ.get(KEY) is None:  # nobody is told when `dvc repro` ends; a pipeline's last task says how it did
+        client.set_terminated(created.info.run_id, "FINISHED")
     return str(created.info.run_id)
 
 

@@ -1,6 +1,7 @@
 """Runs: a stage's, a pipeline's, and one that another process began."""
 
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,12 +10,13 @@ from typing import Any
 from cloc.config.load import flatten
 from cloc.config.schema import TrackingConfig
 from cloc.stage import StageResult
-from cloc.tracking.provenance import common_tags, parent_run
+from cloc.tracking.provenance import KEY, common_tags, parent_run
 from cloc.tracking.rows import NO_METRICS, Row, first_metric, metric_name, metrics_of, row_batches
 from cloc.tracking.store import STORE_VARIABLE, connect, exported, open_store
 
 _PARAM_LIMIT = 500
 _ARTIFACT_LIMIT = 64 * 2**20
+_STATUS = {"SUCCEEDED": "FINISHED", "SKIPPED": "FINISHED", "CANCELED": "KILLED"}
 _FIGURE_SUFFIXES = frozenset({".png", ".csv", ".json"})
 STAGE_RUN, STAGE_URI = "CLOC_MLFLOW_RUN_ID", STORE_VARIABLE
 """Variables that name a stage's run and its store to the processes that the stage starts."""
@@ -145,6 +147,44 @@ def pipeline_run(config: TrackingConfig, *, name: str, settings: Mapping[str, An
         client.set_terminated(run.run_id, "FAILED" if isinstance(error, Exception) else "KILLED")
         raise
     client.set_terminated(run.run_id, "FINISHED")
+
+
+def begin_pipeline(config: TrackingConfig, *, settings: Mapping[str, Any]) -> str:
+    """The run of a pipeline whose tasks know each other by `CLOC_RUN_KEY`: made where it is missing, with all settings.
+
+    Returns:
+        Its id; "" where there is no key.
+    """
+    if not os.environ.get(KEY):
+        return ""
+    client, uri, experiment = open_store(config)
+    run_id = parent_run(client, experiment)
+    assert run_id is not None
+    Run(client, run_id, uri=uri).log_settings(settings)
+    return run_id
+
+
+def end_pipeline(config: TrackingConfig, *, state: str, reason: str) -> str:
+    """Records how a pipeline ended, in its run.
+
+    Args:
+        config: section `tracking`.
+        state: SUCCEEDED, FAILED, CANCELED or SKIPPED, as Kubeflow says.
+        reason: why it failed; "" where it did not.
+
+    Returns:
+        The run's id; "" where it has none.
+    """
+    client, uri, experiment = open_store(config)
+    run_id = parent_run(client, experiment)
+    if run_id is None:
+        return ""
+    run = Run(client, run_id, uri=uri)
+    run.set_tag("cloc.outcome", state)
+    if reason:
+        run.fail(reason)
+    client.set_terminated(run_id, _STATUS.get(state, "FAILED"))
+    return run_id
 
 
 @contextmanager

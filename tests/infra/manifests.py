@@ -4,6 +4,7 @@ import copy
 import functools
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +18,22 @@ OVERLAYS = ("cloud", "local")
 Object = dict[str, Any]
 
 
-def render(overlay: str, folder: Path) -> list[Object]:
+def render(overlay: str, folder: Path, change: Callable[[Path, Object], None] | None = None) -> list[Object]:
     """Renders an overlay with the values of its `*.env.example` files.
 
     Args:
         overlay: name of a folder in infra/k8s/overlays.
         folder: empty; takes a copy of the manifests.
+        change: is given the copy of the overlay, and its kustomization to change.
     """
     tree = Path(shutil.copytree(K8S, folder / "k8s"))
     for example in tree.rglob("*.env.example"):
         shutil.copy(example, example.with_suffix(""))
+    if change:
+        kustomization = tree / "overlays" / overlay / "kustomization.yaml"
+        content = yaml.safe_load(kustomization.read_text())
+        change(kustomization.parent, content)
+        kustomization.write_text(yaml.safe_dump(content))
     done = subprocess.run(
         ["kubectl", "kustomize", str(tree / "overlays" / overlay)], capture_output=True, text=True, check=False
     )

@@ -43,7 +43,12 @@ def items(overlay: str) -> list[Object]:
     return golden(overlay)
 
 
-@pytest.mark.skipif(not shutil.which("kubectl"), reason="kubectl, which renders the manifests, is not installed")
+needs_kubectl = pytest.mark.skipif(
+    not shutil.which("kubectl"), reason="kubectl, which renders the manifests, is not installed"
+)
+
+
+@needs_kubectl
 def test_overlay_renders_as_its_golden_file(overlay: str, tmp_path: Path) -> None:
     rendered = render(overlay, tmp_path)
     path = GOLDEN / f"{overlay}.yaml"
@@ -51,6 +56,33 @@ def test_overlay_renders_as_its_golden_file(overlay: str, tmp_path: Path) -> Non
         path.write_text(yaml.safe_dump_all(rendered))
     found, wanted = ({name_of(item): item for item in some} for some in (rendered, golden(overlay)))
     assert found == wanted, f"CLOC_REGENERATE=1 pytest {Path(__file__).name} -k golden writes {path} anew"
+
+
+@needs_kubectl
+def test_cloud_may_have_its_secrets_made_by_another_tool(tmp_path: Path) -> None:
+    def change(_: Path, kustomization: Object) -> None:
+        del kustomization["secretGenerator"]
+        parts = kustomization["components"]
+        kustomization["components"] = [part for part in parts if not part.endswith("credentials")]
+
+    found = {name_of(item): item for item in render("cloud", tmp_path, change)}
+    wanted = {name_of(item): item for item in golden("cloud") if item["kind"] != "Secret"}
+    assert found == wanted
+
+
+@needs_kubectl
+def test_cloud_may_have_minio(tmp_path: Path) -> None:
+    def change(folder: Path, kustomization: Object) -> None:
+        kustomization["components"].insert(0, "../../components/minio")
+        secret = folder.parent / "local" / "secrets" / "minio.env"
+        shutil.copy(secret, folder / "secrets")
+        kustomization["secretGenerator"].append({"name": "minio", "namespace": "cloc", "envs": ["secrets/minio.env"]})
+
+    items = render("cloud", tmp_path, change)
+    minio = [*CLIENTS["local"]["minio"][1:], f"namespace {TASKS['cloud']}"]
+    assert policies.network(items, {**CLIENTS["cloud"], "minio": minio}) == []
+    assert policies.references(items) == []
+    assert policies.quotas(items) == []
 
 
 @pytest.mark.parametrize("version", VERSIONS)

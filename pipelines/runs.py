@@ -216,15 +216,16 @@ def _changes(before: Task | None, now: Task) -> Iterator[str]:
 
 
 def _failure(server: Server, run: Any, tasks: list[Task]) -> RunFailed:
-    """Why a run failed: the first failed task's own last line, and its exit code."""
+    """Why a run failed: the last line of the task that failed first, and its exit code."""
     failed = [task for task in tasks if task.state == "FAILED"]
     ended = f"run {run.run_id} on {server.where} ended as {run.state}"
-    for task in failed:
+    if failed:
+        first = min(failed, key=lambda task: task.finished or datetime.max.replace(tzinfo=UTC))
         try:
-            reason, code = failure_in(read_log(server, run.run_id, task))
+            reason, code = failure_in(read_log(server, run.run_id, first))
         except ServerError as error:
-            return RunFailed(f"{ended}: {task.title} failed; {error}", exit_code=1)
-        return RunFailed(f"{ended}: {task.title}: {reason}", exit_code=code)
+            return RunFailed(f"{ended}: {first.title} failed; {error}", exit_code=1)
+        return RunFailed(f"{ended}: {first.title}: {reason}", exit_code=code)
     history = [status.error.message for status in run.state_history or () if status.error and status.error.message]
     reason = run.error.message if run.error and run.error.message else (history[-1] if history else "no task failed")
     return RunFailed(f"{ended}: {reason}", exit_code=1)

@@ -158,6 +158,8 @@ def explain(error: Exception, where: str) -> Exception:
     reason = error.reason if isinstance(error, urllib3.exceptions.MaxRetryError) else None
     if isinstance(reason, urllib3.exceptions.SSLError):
         return _no_tls(where, _line(str(reason)))
+    if isinstance(error, OSError) and error.filename:
+        return ConfigError(f"{error.filename} cannot be read ({error.strerror}): it is to say who asks {where}")
     if isinstance(error, (urllib3.exceptions.HTTPError, OSError, GoogleAuthError)):
         return ServerError(
             f"there is no Kubeflow server at {where} ({type(error).__name__}); is the port-forward running?"

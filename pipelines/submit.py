@@ -16,7 +16,7 @@ from pipelines.cloc_pipeline import NAME
 from pipelines.compile import compile_pipeline
 from pipelines.server import Server
 from pipelines.upload import Version, upload
-from pipelines.validate import argument, check_arguments, load
+from pipelines.validate import argument, check_arguments, check_schema, load
 
 
 @dataclass(frozen=True)
@@ -117,6 +117,7 @@ def _bring(server: Server, order: Order, say: Callable[[str], None]) -> tuple[Ve
         package = Path(folder) / f"{NAME}.yaml"
         compile_pipeline(package, image=order.image or os.environ.get("CLOC_IMAGE", ""))
         compiled = load(package)
+        check_schema(compiled)
         given = {"data": order.data, **arguments(order.config)}
         given.update(argument(compiled, item) for item in order.more)
         check_arguments(compiled, given)

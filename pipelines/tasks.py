@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from graphlib import TopologicalSorter
 from typing import Any
 
 from pipelines.server import Server, ServerError
@@ -90,7 +91,7 @@ def pipeline_of(server: Server, run: Any) -> dict[str, Any]:
 
 
 def tasks_of(run: Any, pipeline: Mapping[str, Any]) -> list[Task]:
-    """The tasks of a run, in the order in which they started; those that have not started come last.
+    """The tasks of a run, in the order in which they started; those that have not come last, as they will follow.
 
     Args:
         run: as the server tells of it.
@@ -164,11 +165,14 @@ class _Nodes:
 
 
 def _places(spec: Mapping[str, Any], nodes: _Nodes) -> Iterator[_Place]:
-    """Tasks that run a container, in the pipeline and within its loops, conditions and handlers."""
+    """Tasks that run a container, in the pipeline and within its loops and conditions, each after what it needs."""
 
     def walk(dag: Mapping[str, Any], above: str, number: str) -> Iterator[_Place]:
-        for key, task in dag.get("tasks", {}).items():
-            path = f"{above}.{key}"
+        tasks = dag.get("tasks", {})
+        for key in TopologicalSorter(
+            {key: task.get("dependentTasks", ()) for key, task in tasks.items()}
+        ).static_order():
+            task, path = tasks[key], f"{above}.{key}"
             if task.get("triggerPolicy", {}).get("strategy") == "ALL_UPSTREAM_TASKS_COMPLETED":
                 path = f"{above}.{task['dependentTasks'][0]}.onExit.{key}"
             if "parameterIterator" not in task:

@@ -85,13 +85,20 @@ def validate(path: str | Path, config: Config) -> Compiled:
         ConfigError: what is wrong first.
     """
     compiled = load(path)
-    for fault in (*_schema_faults(compiled), *_parameter_faults(compiled)):
-        raise ConfigError(f"{path}: {fault}")
     try:
+        check_schema(compiled)
+        for fault in _parameter_faults(compiled):
+            raise ConfigError(fault)
         check_arguments(compiled, arguments(config))
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
     return compiled
+
+
+def check_schema(compiled: Compiled) -> None:
+    """Whether a server can take the pipeline. Raises ConfigError with what is wrong first."""
+    for fault in _schema_faults(compiled):
+        raise ConfigError(fault)
 
 
 def check_arguments(compiled: Compiled, given: Mapping[str, Any]) -> None:

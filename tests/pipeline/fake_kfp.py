@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from graphlib import TopologicalSorter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
@@ -364,8 +365,9 @@ class Nodes:
         self.details.append(node)
 
     def dag(self, dag: Mapping[str, Any], above: str, number: str) -> None:
-        for key, task in dag["tasks"].items():
-            path = f"{above}.{key}"
+        needs = {key: task.get("dependentTasks", ()) for key, task in dag["tasks"].items()}
+        for key in TopologicalSorter(needs).static_order():
+            task, path = dag["tasks"][key], f"{above}.{key}"
             if task.get("triggerPolicy", {}).get("strategy") == "ALL_UPSTREAM_TASKS_COMPLETED":
                 path = f"{above}.{task['dependentTasks'][0]}.onExit.{key}"
             component = self.spec["components"][task["componentRef"]["name"]]
@@ -588,7 +590,7 @@ def fake_kfp(**state: Any) -> Iterator[Kfp]:
     finally:
         server.shutdown()
         server.server_close()
-    assert not kfp.faults, kfp.faults
+    assert not kfp.faults, "; ".join(kfp.faults)
 
 
 def _json(status: int, content: Any) -> tuple[int, str, str]:

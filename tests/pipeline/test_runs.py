@@ -274,6 +274,7 @@ def test_tasks_of_a_run(kfp: Kfp, server: Server, package: Path) -> None:
     states = {"ingest": "SUCCEEDED", "captioning[0]": "FAILED", "captioning[1]": "RUNNING", "validation": "SKIPPED"}
     kfp.script = [look("RUNNING", tries={"ingest": 2, "captioning[0]": 3}, **states)]
     found = _tasks(server, run.run_id)
+    assert list(found)[-2:] == ["pretraining", "outcome"]
     assert {name: (task.state, task.retries) for name, task in found.items()} == {
         "ingest": ("SUCCEEDED", 1),
         "captioning[0]": ("FAILED", 2),

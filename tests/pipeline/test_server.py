@@ -84,6 +84,9 @@ def test_token_of_a_file_is_read_for_each_request(monkeypatch: pytest.MonkeyPatc
             server.ask(server.client.runs.run_service_list_runs)
         path.write_text("second")
         assert server.ask(server.client.runs.run_service_list_runs).total_size == 0
+        path.unlink()
+        with pytest.raises(ConfigError, match=r"token cannot be read \(No such file or directory\)"):
+            server.ask(server.client.runs.run_service_list_runs)
 
 
 def test_token_file_is_not_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -66,15 +66,16 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON."
 @click.option("--data", help="Collection that exists (splits train and test); without it the demo data is rendered.")
 @click.option("--out", default="runs/demo", show_default=True, help="Folder for everything that the run makes.")
 @click.option("--cache/--no-cache", default=True, show_default=True, help="Reuse results of equal tasks.")
+@click.option("--retries", default=0, show_default=True, help="Try a failed task again so many times; gates are not.")
 @settings_options
-def run(data: str | None, out: str, cache: bool, **settings: Any) -> None:
+def run(data: str | None, out: str, cache: bool, retries: int, **settings: Any) -> None:
     """Run the whole pipeline on this machine, by KFP's local runner.
 
     \b
     cloc run                                   the demo
     cloc run --data data/photos --out runs/photos
     """
-    _pipelines("local").run_local(resolve(**settings), data=data, out=out, cache=cache)
+    _pipelines("local").run_local(resolve(**settings), data=data, out=out, cache=cache, retries=retries)
 
 
 @click.group()
@@ -201,7 +202,8 @@ def list_(as_json: bool, **given: Any) -> None:
         click.echo(json.dumps(found, indent=1))
     else:
         keys = ("schedule", "name", "state", "when")
-        _print_table([key.capitalize() for key in keys], [[row[key] for key in keys] for row in found])
+        rows = [[_id(row["schedule"]), *(row[key] for key in keys[1:])] for row in found]
+        _print_table([key.capitalize() for key in keys], rows)
 
 
 @schedule.command()
@@ -261,7 +263,7 @@ def status(run: str | None, experiment: str | None, limit: int, as_json: bool, *
         if as_json:
             click.echo(json.dumps([_run_json(item, server) for item in found], indent=1))
             return
-        rows = [[item.run_id, item.display_name, str(item.state), _length(item)] for item in found]
+        rows = [[_id(item.run_id), item.display_name, str(item.state), _length(item)] for item in found]
         _print_table(["Run", "Name", "State", "Time"], rows)
         return
     one = runs.find(server, run)
@@ -367,6 +369,11 @@ def _change(name: str, given: dict[str, Any], verb: str, told: str) -> None:
 def _teller(as_json: bool) -> Callable[[str], None]:
     """Prints lines as they come; beside JSON, on stderr."""
     return lambda line: click.echo(line, err=as_json)
+
+
+def _id(whole: str) -> str:
+    """An id; on a terminal, its start, which all verbs take."""
+    return whole[:8] if sys.stdout.isatty() else whole
 
 
 def _length(run: Any) -> str:

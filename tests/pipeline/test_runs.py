@@ -199,8 +199,12 @@ def test_failure_of_no_task(kfp: Kfp, server: Server, package: Path) -> None:
 
 def test_wait_bears_a_server_that_is_away_for_a_while(kfp: Kfp, server: Server, package: Path) -> None:
     run = _start(server, package)
-    kfp.script, kfp.failing = [look("SUCCEEDED", **ALL)], 4
-    assert runs.wait(server, run.run_id, say=lambda line: None).state == "SUCCEEDED"
+    kfp.script, kfp.failing = [look("RUNNING", ingest="RUNNING"), look("SUCCEEDED", **ALL)], 4
+
+    def away_again(line: str) -> None:
+        kfp.failing = 4 if line == "Data: running" else kfp.failing
+
+    assert runs.wait(server, run.run_id, say=away_again).state == "SUCCEEDED"
     kfp.failing = 100
     with pytest.raises(ServerError, match=rf"503 .*; the run goes on: {run.run_id}"):
         runs.wait(server, run.run_id, say=lambda line: None)

@@ -175,7 +175,7 @@ def create(cron: str | None, every: str | None, catchup: bool, name: str, as_jso
     """Start runs again and again, one at a time.
 
     \b
-    cloc pipeline schedule create --name weekly --data s3://bucket/photos --every 1w -S pipeline.labels_at=s3://bucket/l
+    cloc pipeline schedule create --data s3://bucket/photos --every 1w -S pipeline.labels_at=s3://bucket/labels
     """
     if bool(cron) == bool(every):
         raise ConfigError("say when: give --cron or --every, one of them")

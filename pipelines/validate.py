@@ -51,10 +51,15 @@ class Compiled:
 
     @property
     def tasks(self) -> list[str]:
-        """Names of the tasks, those of loops and conditions too."""
-        components = self.spec.get("components", {}).values()
-        dags = [self.spec.get("root", {}), *components]
-        return [name for item in dags for name in item.get("dag", {}).get("tasks", {})]
+        """Names of the tasks that run a container, those of loops and conditions too."""
+        components = self.spec.get("components", {})
+        dags = [item.get("dag", {}).get("tasks", {}) for item in (self.spec.get("root", {}), *components.values())]
+        return [
+            name
+            for tasks in dags
+            for name, task in tasks.items()
+            if "executorLabel" in components.get(task["componentRef"]["name"], {})
+        ]
 
 
 def load(path: str | Path) -> Compiled:
@@ -69,8 +74,10 @@ def load(path: str | Path) -> Compiled:
         raise ConfigError(f"{path} cannot be read ({error.strerror}); `cloc pipeline compile --out {path}`") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is no YAML: {' '.join(str(error).split())}") from None
-    if not 1 <= len(documents) <= 2 or not all(isinstance(item, dict) for item in documents):
+    if not 1 <= len(documents) <= 2:
         raise ConfigError(f"{path} is no compiled pipeline: it holds {len(documents)} documents, not one or two")
+    if not all(isinstance(item, dict) for item in documents):
+        raise ConfigError(f"{path} is no compiled pipeline: it holds no mapping")
     return Compiled(documents[0], documents[1] if len(documents) > 1 else {})
 
 

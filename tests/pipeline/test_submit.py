@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import yaml
 from kfp.client import client as kfp_client
 
 from cloc import cli
@@ -274,7 +275,8 @@ def test_compile_and_validate(run: Run, tmp_path: Path) -> None:
     assert run("compile", "--out", out, "--image", "registry.example/cloc:1")[:2] == (0, f"wrote {out}\n")
     code, told, _ = run("validate", out, "--preset", "b16")
     assert code == 0
-    assert told.startswith(f"{out}: valid; ")
+    executors = next(yaml.safe_load_all(Path(out).read_text()))["deploymentSpec"]["executors"]
+    assert told.startswith(f"{out}: valid; {len(executors)} tasks, ")
     assert told.endswith("image registry.example/cloc:1\n")
 
 
@@ -311,7 +313,8 @@ def _of_training_steps(before: str, after: str) -> Callable[[str], str]:
         ),
         (_of_training_steps("defaultValue: ", "defaultValue: -"), "the defaults are no settings: .*train.steps"),
         (lambda text: "a: [", "is no YAML"),
-        (lambda text: "", "is no compiled pipeline"),
+        (lambda text: "", "it holds 0 documents"),
+        (lambda text: "a name", "it holds no mapping"),
         (lambda text: text + "\n---\n{}\n", "it holds 3 documents"),
     ],
 )

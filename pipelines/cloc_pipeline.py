@@ -21,7 +21,7 @@ from components.captioning.component import captioning, captioning_part
 from components.evaluation.component import evaluation
 from components.grounding.component import grounding, grounding_part
 from components.ingest.component import ingest
-from components.label_parts.component import label_parts as label_plan
+from components.label_parts.component import label_parts
 from components.outcome.component import outcome
 from components.pretraining.component import pretraining
 from components.registration.component import registration
@@ -60,7 +60,7 @@ def cloc_pipeline(
     train_baselines: bool = DEMO["train_baselines"],
     tune_adapters: bool = DEMO["tune_adapters"],
     labels_at: str = DEMO["labels_at"],
-    label_parts: int = DEMO["label_parts"],
+    labelling_parts: int = DEMO["labelling_parts"],
     other_settings: list = [],  # noqa: B006 (KFP reads the default when the pipeline is compiled)
     gpus: int = 0,
     gpu_type: str = "nvidia.com/gpu",
@@ -92,7 +92,7 @@ def cloc_pipeline(
         train_baselines: Train plain CLIP to compare with. Without it the model is registered ungated.
         tune_adapters: Tune MLLM adapters on the encoders.
         labels_at: Folder or s3:// prefix that keeps captions and boxes for later runs, which label new shards alone.
-        label_parts: Tasks that label side by side into labels_at; 0 labels in one task.
+        labelling_parts: Tasks that label side by side into labels_at; 0 labels in one task.
         other_settings: Any other setting, as a list of "section.key=value"; `cloc config explain` lists them.
         gpus: GPUs of each task that can use them; 0 runs on processors.
         gpu_type: Kubernetes resource name of the GPUs.
@@ -130,7 +130,7 @@ def cloc_pipeline(
             train_baselines=train_baselines,
             tune_adapters=tune_adapters,
             labels_at=labels_at,
-            label_parts=label_parts,
+            labelling_parts=labelling_parts,
             other_settings=other_settings,
         )
         # It looks at the code and at the data behind the given path, which no cache key shows: it always runs.
@@ -139,18 +139,22 @@ def cloc_pipeline(
 
         images = set_up(ingest(parameters=given["scenes"]), "ingest", "Data").outputs["data"]
         fitted = set_up(teachers(parameters=given["teachers"], data=images), "teachers", "Teachers").outputs["teachers"]
-        shares = set_up(label_plan(parameters=given["parts"], data=images), "label_parts", "Shares of the labelling")
         sources = {"data": images, "teachers": fitted}
-        with dsl.ParallelFor(shares.output, name="Captioning, in parts", parallelism=PARALLEL) as share:
-            captioned = captioning_part(parameters=given["captioning"], part=share, **sources)
-            set_up(captioned, "captioning", "Captioning, a part")
+
+        def shares(stage: str, title: str) -> PipelineChannel:
+            # Items hold all that a part is given: KFP's local runner takes no other task's output into a loop.
+            return set_up(label_parts(parameters=given[stage], data=images), "label_parts", title).output
+
+        parts = shares("captioning", "Shares of the captioning")
+        with dsl.ParallelFor(parts, name="Captioning, in parts", parallelism=PARALLEL) as share:
+            captioned = set_up(captioning_part(parameters=share, **sources), "captioning", "Captioning, a part")
         captions = set_up(
             captioning(parameters=given["captioning"], **sources).after(captioned), "captioning", "Captioning"
         ).outputs["captions"]
         sources["captions"] = captions
-        with dsl.ParallelFor(shares.output, name="Grounding, in parts", parallelism=PARALLEL) as share:
-            found = grounding_part(parameters=given["grounding"], part=share, **sources)
-            set_up(found, "grounding", "Grounding, a part")
+        parts = shares("grounding", "Shares of the grounding")
+        with dsl.ParallelFor(parts, name="Grounding, in parts", parallelism=PARALLEL) as share:
+            found = set_up(grounding_part(parameters=share, **sources), "grounding", "Grounding, a part")
         grounded = set_up(grounding(parameters=given["grounding"], **sources).after(found), "grounding", "Grounding")
         regions = grounded.outputs["regions"]
         labels = {"data": images, "captions": captions, "regions": regions}

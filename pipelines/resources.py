@@ -8,6 +8,13 @@ from kfp.dsl.pipeline_channel import PipelineChannel
 # Names in the cluster's namespace; infra/ makes them.
 CONFIG_MAP = "cloc"
 S3_SECRET = "cloc-s3"  # noqa: S105 (the name of a Secret)
+# Each secret's keys and the variables that tasks have them in; a server without login, or no captioning endpoint, needs
+# none of the others.
+SECRETS = {
+    S3_SECRET: {"access-key": "AWS_ACCESS_KEY_ID", "secret-key": "AWS_SECRET_ACCESS_KEY"},
+    "cloc-mlflow": {"username": "MLFLOW_TRACKING_USERNAME", "password": "MLFLOW_TRACKING_PASSWORD"},
+    "cloc-captioner": {"api-key": "OPENAI_API_KEY"},
+}
 RUN_ID_LABEL = "metadata.labels['pipeline/runid']"
 
 
@@ -83,9 +90,6 @@ def on_cluster(task: dsl.PipelineTask, name: str, wishes: Wishes) -> dsl.Pipelin
         config_map_name=CONFIG_MAP,
         config_map_key_to_env={"mlflow-tracking-uri": "MLFLOW_TRACKING_URI", "s3-endpoint": "AWS_ENDPOINT_URL"},
     )
-    kubernetes.use_secret_as_env(
-        task,
-        secret_name=S3_SECRET,
-        secret_key_to_env={"access-key": "AWS_ACCESS_KEY_ID", "secret-key": "AWS_SECRET_ACCESS_KEY"},
-    )
+    for secret, keys in SECRETS.items():
+        kubernetes.use_secret_as_env(task, secret_name=secret, secret_key_to_env=keys, optional=secret != S3_SECRET)
     return task

@@ -42,7 +42,6 @@ def captioning(
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def captioning_part(
     parameters: str,
-    part: str,
     data: dsl.Input[dsl.Dataset],
     teachers: dsl.Input[dsl.Model],
     captions: dsl.Output[dsl.Dataset],
@@ -51,8 +50,7 @@ def captioning_part(
     """Captions a share of the shards into the place that all tasks share; what stands already is skipped.
 
     Args:
-        parameters: The stage's settings, its code's hash, and the place (JSON).
-        part: The share, "i/n".
+        parameters: The stage's settings, its code's hash, the place and the share (JSON).
         data: Collection or data set.
         teachers: Labelling models of the project's own, used where no captioner is named.
         captions: A small file that says where the tables lie and what was done.
@@ -63,7 +61,7 @@ def captioning_part(
     run_component(
         "captioning",
         parameters,
-        inputs={"data": data, "teachers": teachers, "worker": part},
+        inputs={"data": data, "teachers": teachers},
         outputs={"captions": captions},
         metrics=metrics,
         tables="captions",

@@ -44,7 +44,6 @@ def grounding(
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def grounding_part(
     parameters: str,
-    part: str,
     data: dsl.Input[dsl.Dataset],
     captions: dsl.Input[dsl.Dataset],
     teachers: dsl.Input[dsl.Model],
@@ -54,8 +53,7 @@ def grounding_part(
     """Finds boxes in a share of the shards, into the place that all tasks share; what stands already is skipped.
 
     Args:
-        parameters: The stage's settings, its code's hash, and the place (JSON).
-        part: The share, "i/n".
+        parameters: The stage's settings, its code's hash, the place and the share (JSON).
         data: Collection or data set.
         captions: Captions tables.
         teachers: Labelling models of the project's own, used where no detector is named.
@@ -67,7 +65,7 @@ def grounding_part(
     run_component(
         "grounding",
         parameters,
-        inputs={"data": data, "captions": captions, "teachers": teachers, "worker": part},
+        inputs={"data": data, "captions": captions, "teachers": teachers},
         outputs={"regions": regions},
         metrics=metrics,
         tables="regions",

@@ -9,10 +9,10 @@ from components import IMAGE
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def label_parts(parameters: str, data: dsl.Input[dsl.Dataset]) -> List[str]:  # noqa: UP006 (KFP reads this form)
-    """Plans the shares: a range of shards each, "i/n"; none where one task labels everything.
+    """Plans the shares: what each task is given, as JSON; none where one task labels everything.
 
     Args:
-        parameters: How many are wanted, and the split that is labelled (JSON).
+        parameters: What the task would be given that labels everything, with the number of parts (JSON).
         data: Collection or data set.
     """
     from cloc.pipeline.component import plan_parts

@@ -31,7 +31,7 @@ def settings(
     train_baselines: bool,
     tune_adapters: bool,
     labels_at: str,
-    label_parts: int,
+    labelling_parts: int,
     other_settings: list,
 ) -> NamedTuple(
     "Stages",
@@ -45,7 +45,6 @@ def settings(
         ("evaluation", str),
         ("registration", str),
         ("adapter_tuning", str),
-        ("parts", str),
         ("baseline", str),
     ],
 ):
@@ -78,7 +77,7 @@ def settings(
             "train_baselines": train_baselines,
             "tune_adapters": tune_adapters,
             "labels_at": labels_at,
-            "label_parts": label_parts,
+            "labelling_parts": labelling_parts,
         },
         other_settings,
         data=data,

@@ -98,7 +98,7 @@ WRONG: dict[str, tuple[Callable[[list[Object]], list[str]], Change, str]] = {
         "cloc: pod security is privileged",
     ),
     "refused pod": (policies.pod_security, lambda o: context(o).pop("capabilities"), "cloc (restricted) refuses"),
-    "refused in training": (policies.pod_security, ranks_host_path, "cloc-training (baseline) refuses"),
+    "refused in training": (policies.pod_security, ranks_host_path, "cloc-training (restricted) refuses"),
     "no probe": (policies.probes, lambda o: container(o).pop("livenessProbe"), "mlflow: no livenessProbe"),
     "filled in": (
         policies.secrets,

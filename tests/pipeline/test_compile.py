@@ -46,7 +46,7 @@ def test_golden(compiled: Path) -> None:
 def test_proto_takes_it(spec: dict[str, Any]) -> None:
     message = json_format.ParseDict(spec, PipelineSpec())
     assert set(message.root.dag.tasks) == {"exit-handler-1", "outcome"}
-    assert len(message.components["comp-exit-handler-1"].dag.tasks) == 16 + 2  # and two loops
+    assert len(message.components["comp-exit-handler-1"].dag.tasks) == 17 + 2  # and two loops
 
 
 def test_image_of_a_deployment(tmp_path: Path) -> None:
@@ -105,7 +105,7 @@ def tasks_of(spec: dict[str, Any]) -> dict[str, dict[str, Any]]:
 def test_tasks(spec: dict[str, Any]) -> None:
     executors = spec["deploymentSpec"]["executors"]
     tasks = tasks_of(spec)
-    assert len(tasks) == 19
+    assert len(tasks) == 20
     for name, task in tasks.items():
         assert task["taskInfo"]["name"][0].isupper(), "tasks have names for people"
         assert bool(task["cachingOptions"].get("enableCache")) == (name not in ("settings", "summary", "outcome"))

@@ -320,20 +320,20 @@ def test_parts_label_their_shares_and_the_last_task_finds_them_done(
     given, new = stage_parameters(toy.config(**changes), data=str(tmp_path / "photos")), Folder(tmp_path / "run")
     data = new("data", dsl.Dataset)
     ingest.python_func(parameters=given["scenes"], data=data, metrics=new("m", dsl.Metrics))
-    shares = label_parts.python_func(parameters=given["parts"], data=data)
-    assert shares == ["0/3", "1/3", "2/3"]
+    assert label_parts.python_func(parameters=stage_parameters(toy.config())["captioning"], data=data) == []
+    shares = label_parts.python_func(parameters=given["captioning"], data=data)
+    assert [json.loads(share)["part"] for share in shares] == ["0/3", "1/3", "2/3"]
     for number, share in enumerate(shares):
         captions = new(f"captions-{number}", dsl.Dataset)
         captioning_part.python_func(
-            parameters=given["captioning"],
-            part=share,
+            parameters=share,
             data=data,
             teachers=teachers_made,
             captions=captions,
             metrics=new(f"m-{number}", dsl.Metrics),
         )
         told = json.loads((Path(captions.path) / "location.json").read_text())
-        assert (told["part"], told["labelled"], told["skipped"]) == (share, 4, 0)
+        assert (told["part"], told["labelled"], told["skipped"]) == (f"{number}/3", 4, 0)
         assert [path.name for path in Path(captions.path).iterdir()] == ["location.json"]
     whole, shown = new("captions", dsl.Dataset), show(new, "captions")
     captioning.python_func(

@@ -18,14 +18,15 @@ from pipelines.console import Console
 from tests.pipeline import toy
 
 ROOT = Path(__file__).parents[2]
-TASK = re.compile(r"^\[(\d+)/17\] (.*)$", re.MULTILINE)
-REUSED = re.compile(r"^\[\d+/17\] (.*): nothing changed, taken from the cache$", re.MULTILINE)
+TASK = re.compile(r"^\[(\d+)/18\] (.*)$", re.MULTILINE)
+REUSED = re.compile(r"^\[\d+/18\] (.*): nothing changed, taken from the cache$", re.MULTILINE)
 TITLES = (
     "Settings",
     "Data",
     "Teachers",
-    "Shares of the labelling",
+    "Shares of the captioning",
     "Captioning",
+    "Shares of the grounding",
     "Grounding",
     "Validation (gate)",
     "Pre-training: CLOC",
@@ -66,8 +67,10 @@ def _command(folder: Path, *more: str, **changes: str) -> tuple[list[str], dict[
     return command, environment
 
 
-def _cloc_run(folder: Path, *more: str, **changes: str) -> Ended:
+def _cloc_run(folder: Path, *more: str, faults: Path | None = None, **changes: str) -> Ended:
     command, environment = _command(folder, *more, **changes)
+    if faults:
+        environment["PYTHONPATH"] = f"{faults}{os.pathsep}{environment['PYTHONPATH']}"
     lines, silence, spoke = [], 0.0, time.monotonic()
     with subprocess.Popen(
         command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -148,7 +151,8 @@ def test_gate_on_labels_stops_the_pipeline(again: Ended, folder: Path) -> None:
         "Captioning",
         "Data",
         "Grounding",
-        "Shares of the labelling",
+        "Shares of the captioning",
+        "Shares of the grounding",
         "Teachers",
     ]
     assert "the pipeline ended as FAILED" in ended.text
@@ -241,3 +245,70 @@ def test_console_tells_tasks_from_noise(tmp_path: Path) -> None:
 def test_summary_file_says_where_things_lie(whole: Ended, folder: Path) -> None:
     places = json.loads((folder / "out/summary.json").read_text())
     assert all(Path(place).exists() for place in places.values())
+
+
+FAULT = """
+import importlib.abc, importlib.machinery, os, pathlib, sys
+
+COUNT = pathlib.Path({count!r})
+
+class Loader(importlib.abc.Loader):
+    def __init__(self, plain):
+        self._plain = plain
+
+    def exec_module(self, module):
+        self._plain.exec_module(module)
+        plain = module.run
+
+        def run(config, *, inputs, outputs):
+            COUNT.write_text(COUNT.read_text() + "x" if COUNT.exists() else "x")
+            if len(COUNT.read_text()) <= 2:
+                print("killed", flush=True)
+                os._exit(137)
+            return plain(config, inputs=inputs, outputs=outputs)
+
+        module.run = run
+
+class Finder(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name != "cloc.labeling.captioning":
+            return None
+        spec = importlib.machinery.PathFinder.find_spec(name, path)
+        spec.loader = Loader(spec.loader)
+        return spec
+
+sys.meta_path.insert(0, Finder())
+"""
+SHARES = {
+    "data__scenes__train_images": "60",
+    "data__images_per_shard": "20",
+    "pipeline__label_parts": "3",
+    "pipeline__baselines": "false",
+    "pipeline__adapters": "false",
+}
+
+
+def test_shares_of_the_labelling_retries_and_what_is_left_out(tmp_path: Path) -> None:
+    """A task that is killed twice succeeds at the third attempt; a share whose tables stand has nothing to do."""
+    (tmp_path / "faults").mkdir()
+    (tmp_path / "faults/sitecustomize.py").write_text(FAULT.format(count=str(tmp_path / "count")))
+    shares = {**SHARES, "pipeline__labels_at": str(tmp_path / "labels")}
+    first = _cloc_run(tmp_path, "--retries", "2", faults=tmp_path / "faults", **shares)
+    assert first.code == 0, first.text[-3000:]
+    assert (tmp_path / "count").read_text() == "x" * (2 + 3 + 1)  # two that were killed, three shares, the last task
+    assert len(re.findall(r"Captioning, a part: failed at attempt", first.text)) == 2
+    assert first.text.count("20 of 20 images captioned (0 stood already") == 3
+    assert "60 of 60 images captioned (60 stood already" in first.text
+    assert first.text.count("skipped: the run was started without a plain CLIP") == 2
+    assert first.text.count("skipped: the run was started without") >= 5
+    assert "refers, word for word" not in first.text
+    assert (tmp_path / "out/model/model.safetensors").is_file()
+    assert not (tmp_path / "out/clip_adapter").exists()
+    tables = sorted((tmp_path / "labels").rglob("captions/*.parquet"))
+    assert len(tables) == 3
+    for table in tables[1:]:
+        table.unlink()
+    again = _cloc_run(tmp_path, "--no-cache", **shares)
+    assert again.code == 0, again.text[-3000:]
+    assert again.text.count("20 of 20 images captioned (20 stood already") == 1
+    assert again.text.count("20 of 20 images captioned (0 stood already") == 2

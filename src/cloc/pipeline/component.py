@@ -19,7 +19,7 @@ from typing import Any, Protocol
 from cloc.config import parse
 from cloc.data.dataset import Dataset, resolve_split
 from cloc.errors import ClocError, ConfigError, GateFailed
-from cloc.pipeline.parameters import AT, BASE_PRESET, SKIP, resolve, stage_parameters
+from cloc.pipeline.parameters import AT, BASE_PRESET, PART, PARTS, SKIP, resolve, stage_parameters
 from cloc.stage import StageResult
 from cloc.stages import run_stage
 from cloc.tracking import begin_pipeline
@@ -83,6 +83,8 @@ def run_component(
             _skip(reason, outputs=outputs, metrics=metrics, pages=pages, confusion=confusion)
             return
         given = {name: _value(value) for name, value in inputs.items() if value is not None}
+        if part := task.get(PART):
+            given["worker"] = part
         folders = {name: artifact.path for name, artifact in outputs.items()}
         place = task.get(AT) if tables else None
         if place:
@@ -97,7 +99,7 @@ def run_component(
         for artifact in outputs.values():
             _describe(artifact, result, code=task["code"])
         if place:
-            _point(outputs[tables], {"location": place, "part": given.get("worker", ""), **result.counts})
+            _point(outputs[tables], {"location": place, "part": part or "", **result.counts})
         write_metrics(metrics, {**result.metrics, **result.counts})
         _copy_pages(folders, pages)
         if confusion is not None:
@@ -144,19 +146,25 @@ def bring_data(parameters: str, *, data: Artifact, metrics: Artifact) -> None:
 
 
 def plan_parts(parameters: str, *, data: Artifact) -> list[str]:
-    """The shares that labelling tasks take, "i/n": no more than there are shards, none where one task does it all.
+    """What each task is given that labels a share of the shards: no more of them than there are shards, none where one
+    task does it all.
+
+    Args:
+        parameters: of the task that would label everything.
+        data: collection or data set.
 
     Raises:
         SystemExit: as `run_component`.
     """
     with one_line_failure("label_parts"):
-        plan = json.loads(parameters)
-        if not plan["count"]:
+        task = _task(parameters, stage="label_parts")
+        if not task.get(PARTS):
             return []
-        shards = len(Dataset.open(resolve_split(location(data), plan["split"])).manifest.shards)
-        count = min(plan["count"], shards)
+        split = parse(task["settings"], source="settings of label_parts").data.train_split
+        shards = len(Dataset.open(resolve_split(location(data), split)).manifest.shards)
+        count = min(task[PARTS], shards)
         print(f"{shards} shards in {count} parts", flush=True)
-        return [f"{number}/{count}" for number in range(count)]
+        return [json.dumps(task | {PART: f"{number}/{count}"}, sort_keys=True) for number in range(count)]
 
 
 @contextmanager

@@ -44,12 +44,13 @@ PARAMETERS: Mapping[str, str] = {
     "train_baselines": "pipeline.baselines",
     "tune_adapters": "pipeline.adapters",
     "labels_at": "pipeline.labels_at",
-    "label_parts": "pipeline.label_parts",
+    "labelling_parts": "pipeline.label_parts",
 }
-SKIP, AT = "skip", "at"
-"""Fields of a task: why it does nothing, and where its tables go instead of into its artifact."""
-PARTS, BASELINE = "parts", "baseline"
-"""Tasks that are no stage of their own: the plan of the labelling, and pre-training of plain CLIP."""
+SKIP, AT, PARTS, PART = "skip", "at", "parts", "part"
+"""Fields of a task: why it does nothing; where its tables go instead of into its artifact; into how many parts its work
+is divided at most; and which of them it is, "i/n"."""
+BASELINE = "baseline"
+"""The task that is no stage of its own: pre-training of plain CLIP."""
 _NO_BASELINES = "the run was started without a plain CLIP to compare with (train_baselines)"
 _NO_ADAPTERS = "the run was started without MLLM adapters (tune_adapters)"
 _READ_THREADS = 16
@@ -113,8 +114,7 @@ def stage_parameters(config: Config, *, data: str = "") -> dict[str, str]:
         name: {"settings": settings[name], "code": code_version(name)} for name in names
     }
     for name, place in _label_places(config, settings, data=data).items():
-        tasks[name][AT] = place
-    tasks[PARTS] = {"count": config.pipeline.label_parts, "split": config.data.train_split}
+        tasks[name] |= {AT: place, PARTS: config.pipeline.label_parts}
     tasks[BASELINE] = tasks["pretraining"] | ({} if config.pipeline.baselines else {SKIP: _NO_BASELINES})
     if not config.pipeline.adapters:
         tasks["adapter_tuning"][SKIP] = _NO_ADAPTERS

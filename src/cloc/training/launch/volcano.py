@@ -65,6 +65,13 @@ def _complete_pod(pod: client.V1Pod, settings: KubernetesConfig, labels: dict[st
     spec, (container,) = pod.spec, pod.spec.containers
     pod.metadata.labels.update(labels)
     _resources(container.resources, settings)
+    # What the pod security standard `restricted` asks for.
+    container.security_context = client.V1SecurityContext(
+        allow_privilege_escalation=False,
+        capabilities=client.V1Capabilities(drop=["ALL"]),
+        run_as_non_root=True,
+        seccomp_profile=client.V1SeccompProfile(type="RuntimeDefault"),
+    )
     (shm,) = [volume for volume in spec.volumes if volume.name == "dshm"]
     shm.empty_dir.size_limit = f"{settings.shm_mib}Mi"
     for number, item in enumerate(settings.volume_claims):

@@ -32,7 +32,9 @@ def rows(folder: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-LONG = {"steps": 8, "log_every": 1, "checkpoint_every": 3, "region_sampler": "roi_align"}
+LONG = {
+    "steps": 8, "log_every": 1, "checkpoint_every": 3, "region_sampler": "roi_align", "align": "closed_form"
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")

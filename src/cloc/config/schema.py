@@ -739,6 +739,11 @@ class AdapterConfig(Section):
     tasks: InstructionsConfig = InstructionsConfig()
     steps: Positive = 2000
     """Optimiser steps."""
+    align: Literal["none", "closed_form"] = "none"
+    """How projector and region sampler start: `closed_form` fits them onto the words of regions by regression, and
+    starts a made decoder's output layer at what words look like; the sampler of a made one is not trained then."""
+    align_images: Positive = 4000
+    """Training images that `closed_form` looks at, at most."""
     align_steps: NonNegative = 0
     """How many of them come first and train projector and region sampler alone, as LLaVA's stage 1."""
     align_learning_rate: Annotated[float, Field(gt=0)] = 1e-3

@@ -116,7 +116,7 @@ class Adapter:
         self.parts.requires_grad_(False)
         self.model.model.multi_modal_projector.requires_grad_(True)
         if self.sampler is not None:
-            self.sampler.mlp.requires_grad_(True)
+            self.sampler.mlp.requires_grad_(not self.sampler.settled)
         if stage == "tune" and not self.language_model:
             self.decoder.requires_grad_(True)
             self.model.lm_head.requires_grad_(True)
@@ -177,15 +177,22 @@ class Adapter:
         """
         if not len(regions_K4):
             return None
-        if self.sampler is None:
+        read_KE = self.read(features_BND, regions_K4, images_K)
+        if self.sampler is None or read_KE is None:
             raise ValueError(
                 f"{len(regions_K4)} regions for a model without a region sampler; encode with its own chat"
             )
+        embeds_KD: Tensor = self.sampler.mlp(read_KE)
+        return embeds_KD
+
+    def read(self, features_BND: Tensor, regions_K4: Tensor, images_K: Tensor) -> Tensor | None:
+        """What the sampler's MLP gets of boxes (K, E), arguments as of `sample`; None where there is no sampler."""
+        if self.sampler is None:
+            return None
         features_BND = features_BND.float()
         if self.model.config.vision_config.model_type == "siglip_vision_model":  # whose Prompter reads normed tokens
             features_BND = self.tower.post_layernorm(features_BND)  # type: ignore[operator]  # a module
-        embeds_KD: Tensor = self.sampler(features_BND, regions_K4, images_K)
-        return embeds_KD
+        return self.sampler.read(features_BND, regions_K4, images_K)
 
     def put_regions(self, embeds_BLD: Tensor, ids_BL: Tensor, regions_KD: Tensor | None) -> Tensor:
         """The embeddings with those of regions at the region tokens."""

@@ -82,11 +82,14 @@ class RegionSampler(nn.Module):
     Args:
         reader: reads boxes on spatial tokens.
         width: D, of the decoder.
+
+    Attributes:
+        settled: whether the MLP stays as it is in training.
     """
 
     def __init__(self, reader: RoIReader | PrompterReader, *, width: int) -> None:
         super().__init__()
-        self.reader = reader
+        self.reader, self.settled = reader, False
         self.mlp = nn.Sequential(
             nn.LayerNorm(reader.width), nn.Linear(reader.width, width), nn.GELU(), nn.Linear(width, width)
         )
@@ -106,6 +109,11 @@ class RegionSampler(nn.Module):
         Returns:
             (K, D), in the order of `regions_K4`.
         """
+        embeds_KD: Tensor = self.mlp(self.read(tokens_BND, regions_K4, rows_K))
+        return embeds_KD
+
+    def read(self, tokens_BND: Tensor, regions_K4: Tensor, rows_K: Tensor) -> Tensor:
+        """What the MLP gets of regions: (K, E). Arguments as of `forward`."""
         images, row_K = rows_K.unique(return_inverse=True)
         order_K = row_K.argsort(stable=True)
         counts = row_K.bincount()
@@ -114,9 +122,8 @@ class RegionSampler(nn.Module):
         place_K[order_K] = torch.arange(len(row_K), device=row_K.device) - starts[row_K[order_K]]
         boxes_BM4 = regions_K4.new_tensor([0.0, 0.0, 1.0, 1.0]).repeat(len(images), int(counts.max()), 1)
         boxes_BM4[row_K, place_K] = _with_area(regions_K4)
-        embeds_BME = self.reader(tokens_BND[images], boxes_BM4)
-        embeds_KD: Tensor = self.mlp(embeds_BME[row_K, place_K])
-        return embeds_KD
+        read_BME: Tensor = self.reader(tokens_BND[images], boxes_BM4)
+        return read_BME[row_K, place_K]
 
     def describe(self) -> dict[str, Any]:
         """What `from_description` makes it from again, for JSON."""

@@ -20,6 +20,7 @@ from cloc.data.fetching import sending
 from cloc.data.storage import open_storage
 from cloc.errors import DataError
 from cloc.mllm import report
+from cloc.mllm.aligning import align, look
 from cloc.mllm.building import make_adapter, name_adapter
 from cloc.mllm.evaluation import evaluate
 from cloc.mllm.features import known_features, pays
@@ -132,6 +133,10 @@ class _Seed:
             sampler = "" if settings.region_sampler == "none" else f", region sampler {settings.region_sampler}"
             print(f"adapter: {self.job.about['encoder_objective']} encoder{sampler}, seed {settings.seed}", flush=True)
         adapter, known, train = self._made(), None, self.parts.splits.train
+        if settings.align != "none":
+            keep = self.parts.splits.is_trained_on
+            sights = look(adapter, train, settings, keep=keep, rank=rank.rank, ranks=rank.world_size)
+            align(adapter, [sight for part in gathered(sights) for sight in part], seed=settings.seed)
         adapter.trainable("tune", train_encoder=settings.train_encoder)
         if pays(adapter, settings, images=train.manifest.images):
             keep = self.parts.splits.is_trained_on

@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 export PATH := $(abspath $(BIN)):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test test-slow lint setup lock clean
+.PHONY: help demo test test-slow lint setup lock images clean
 
 help:
 	@echo "make demo       set up, then run the whole pipeline on the rendered demo data"
@@ -14,6 +14,7 @@ help:
 	@echo "make test-slow  the tests that take minutes"
 	@echo "make lint       ruff and mypy"
 	@echo "make lock       resolve requirements.lock anew (needs uv)"
+	@echo "make images     build the images of the pipeline's tasks (needs docker, podman or buildah; see infra/docker)"
 
 setup: $(READY)
 
@@ -44,6 +45,9 @@ lint: $(READY)
 lock:
 	uv pip compile pyproject.toml --extra dev --python-version 3.11 --no-emit-package torch --no-emit-package cloc \
 		--no-header --no-annotate $(if $(PIP_FIND_LINKS),--find-links "$(PIP_FIND_LINKS)") -o requirements.lock
+
+images:
+	@infra/docker/build
 
 clean:
 	rm -rf runs work build dist .pytest_cache .mypy_cache .ruff_cache

@@ -7,6 +7,7 @@ import base64
 import json
 import os
 import re
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -265,7 +266,7 @@ def api(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Api]:
         def log_message(self, format: str, *arguments: Any) -> None:
             pass
 
-    for name in (*VARIABLES, "KFP_ENDPOINT", "KUBERNETES_SERVICE_HOST"):
+    for name in (*VARIABLES, "KFP_ENDPOINT", "KF_PIPELINES_ENDPOINT", "KUBERNETES_SERVICE_HOST"):
         monkeypatch.delenv(name, raising=False)
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     made.port = server.server_port
@@ -401,6 +402,18 @@ FAULTS: dict[str, tuple[Callable[[Api], Any], str, str]] = {
         "config map",
         "and cloc/settings http://another: apply the overlay anew",
     ),
+    "a URL that is none": (
+        lambda a: a.named("ConfigMap/kubeflow-cloc/cloc")["data"].update({"mlflow-tracking-uri": "mlflow:5000"}),
+        "config map",
+        "mlflow-tracking-uri: 'mlflow:5000' is no URL as in http://host:port",
+    ),
+    "a password in the open": (
+        lambda a: a.named("ConfigMap/kubeflow-cloc/cloc")["data"].update(
+            {"mlflow-tracking-uri": f"http://cloc:{SECRET}@mlflow:5000"}
+        ),
+        "config map",
+        "mlflow-tracking-uri holds a user or password for all to read: keep it in a secret",
+    ),
     "no secret": (lambda a: a.remove("Secret/cloc/postgres"), "secrets", "there is no secret cloc/postgres"),
     "a wrong key": (
         lambda a: a.named("Secret/cloc-training/cloc-training").update(data={"ACCESS": "eA=="}),
@@ -474,6 +487,11 @@ FAULTS: dict[str, tuple[Callable[[Api], Any], str, str]] = {
         "MLflow",
         "no pod of cloc/mlflow is ready: kubectl get pods -n cloc",
     ),
+    "another port": (
+        lambda a: a.services.update({MLFLOW: {"/health": status_of(503, "ServiceUnavailable", "no service port 1")}}),
+        "MLflow",
+        "cloc/mlflow has no port 5000: correct the URL of MLflow",
+    ),
     "another MLflow": (lambda a: a.services.update({MLFLOW: {}}), "MLflow", "answers 404 to /health"),
     "another Kubeflow": (
         lambda a: a.services.update({PIPELINES: {"/apis/v2beta1/healthz": (200, "<html>")}}),
@@ -484,7 +502,7 @@ FAULTS: dict[str, tuple[Callable[[Api], Any], str, str]] = {
     "refused keys": (
         lambda a: replaced(a, "Secret/kubeflow-cloc/cloc-s3", "access-key", "unknown"),
         "S3",
-        "AWS_ACCESS_KEY_ID",
+        "with the keys of secret kubeflow-cloc/cloc-s3: s3://example-cloc/cloc-doctor: ",
     ),
 }
 
@@ -643,6 +661,29 @@ def test_without_a_training_job_of_its_own(api: Api) -> None:
         "warning",
         "1 node, 0 nvidia.com/gpu: stages run on CPUs; install the device plugin that offers nvidia.com/gpu",
     )
+
+
+def test_without_torchx(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cloc.training.launch", None)
+    found = report()
+    assert by(found, "warning") == {"nodes", "quota"}
+    assert found["nodes"][1].endswith("pip install 'cloc[train]'")
+
+
+def test_a_queue_that_may_not_be_read_hides_no_quota(api: Api) -> None:
+    api.forbidden = ("/queues/cloc-training",)
+    assert by(report(), "warning") == {"queue"}
+    api.named("ResourceQuota/cloc-training/training")["status"]["hard"]["pods"] = "1"
+    found = report()
+    assert by(found, "failed") == {"quota"}
+    assert "pods: 2 asked for, 1 allowed" in found["quota"][1]
+
+
+def test_the_pipeline_server_that_is_named_is_asked(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KFP_ENDPOINT", f"http://127.0.0.1:{free_port()}")
+    assert by(report(), "failed") == {"Kubeflow API"}
+    monkeypatch.setenv("KFP_ENDPOINT", "localhost:8080")
+    assert "KFP_ENDPOINT: 'localhost:8080' is no URL" in report()["Kubeflow API"][1]
 
 
 def test_claims_that_the_training_names(api: Api) -> None:

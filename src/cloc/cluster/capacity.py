@@ -186,7 +186,7 @@ def quota(subject: Subject) -> str:
     if wanted:
         method = CustomObjectsApi(site.api).get_cluster_custom_object
         queue: dict[str, Any] = {}
-        with suppress(MissingError):  # of which the check of it tells
+        with suppress(MissingError, Warn):  # of which the check of it tells
             queue = read(f"queue {name!r}", method, "scheduling.volcano.sh", "v1beta1", "queues", name)
         for key, amount in _quantities(queue.get("spec", {}).get("capability")).items():
             need = wanted.each.get(key, Decimal(0)) * wanted.pods

@@ -3,7 +3,7 @@
 import base64
 from typing import Any
 
-from cloc.cluster.site import SERVICES, Site, Tally, reached, read
+from cloc.cluster.site import SERVICES, Site, Tally, checked_url, reached, read
 from cloc.errors import ConfigError
 from cloc.training.doctor.registry import Subject, Warn
 
@@ -77,6 +77,7 @@ def settings(subject: Subject) -> str:
     what = f"config map {SERVICES}/settings"
     site.settings = _text(read(what, CoreV1Api(site.api).read_namespaced_config_map, "settings", SERVICES))
     _need(site.settings, _SETTINGS, what, fix="add it to the overlay's settings.env, and apply it")
+    checked_url(site.settings["s3-endpoint"], where=f"{what}: s3-endpoint")
     return ", ".join(f"{key}: {site.settings[key]}" for key in _SETTINGS)
 
 
@@ -151,7 +152,7 @@ def config_map(subject: Subject) -> str:
 
     found = _text(read(what, CoreV1Api(site.api).read_namespaced_config_map, "cloc", site.tasks))
     _need(found, _CONFIG, what, fix="apply the overlay anew")
-    site.config_map = found
+    site.config_map = {key: checked_url(found[key], where=f"{what}: {key}") for key in _CONFIG}
     if found["s3-endpoint"] != site.setting("s3-endpoint"):
         raise ConfigError(
             f"{what} says s3-endpoint {found['s3-endpoint']}, and {SERVICES}/settings {site.setting('s3-endpoint')}: "

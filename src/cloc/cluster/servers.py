@@ -12,12 +12,13 @@ from urllib.parse import urlsplit
 import urllib3
 from urllib3.exceptions import HTTPError
 
-from cloc.cluster.site import KUBEFLOW, SERVICES, TIMEOUT_S, Site, in_pod, reached
-from cloc.errors import ConfigError
+from cloc.cluster.site import KUBEFLOW, SERVICES, TIMEOUT_S, Site, checked_url, in_pod, reached
+from cloc.errors import ConfigError, DataError
 from cloc.training.doctor.registry import Skip, Subject, Warn
 
 _SERVICE = re.compile(r"(?P<service>[a-z0-9-]+)\.(?P<namespace>[a-z0-9-]+)(?P<domain>\.svc(\.[a-z0-9.-]+)?)?")
 _PATIENCE_S = "5"
+_LOGIN = (302, 303, 307, 401, 403)  # refused, or sent to a page to log in
 
 
 @dataclass(frozen=True)
@@ -50,10 +51,12 @@ def mlflow(subject: Subject) -> str:
 def kubeflow(subject: Subject) -> str:
     """The API of Kubeflow Pipelines answers."""
     site = reached(subject)
-    url = os.environ.get("KFP_ENDPOINT") or f"http://ml-pipeline.{KUBEFLOW}:8888"
+    named = os.environ.get("KFP_ENDPOINT") or os.environ.get("KF_PIPELINES_ENDPOINT")
+    given = named or f"http://ml-pipeline.{KUBEFLOW}:8888"
+    url = checked_url(given, where="KFP_ENDPOINT")
     path = "/apis/v2beta1/healthz"
     status, body, way = _ask(site, "Kubeflow Pipelines", url, path)
-    if status in (401, 403):
+    if status in _LOGIN:
         raise Warn(
             f"Kubeflow Pipelines at {url} answers {status}, as to anybody without a login: `cloc pipeline` has one"
         )
@@ -92,19 +95,22 @@ def s3(subject: Subject) -> str:
     variables = {"AWS_ENDPOINT_URL": endpoint, "AWS_ACCESS_KEY_ID": access, "AWS_SECRET_ACCESS_KEY": secret}
     region = (site.settings or {}).get("s3-region", "")
     with _environment({**variables, "AWS_REGION": region, "CLOC_S3_PATIENCE": _PATIENCE_S}):
-        next(S3Storage(f"s3://{bucket}").walk("cloc-doctor"), None)
+        try:
+            next(S3Storage(f"s3://{bucket}").walk("cloc-doctor"), None)
+        except DataError as error:
+            raise DataError(f"with the keys of secret {site.tasks}/cloc-s3: {error}") from None
     return f"s3://{bucket} at {endpoint}, with the tasks' keys"
 
 
 def _told(site: Site, key: str) -> str:
     if site.config_map is None:
         raise Skip("the config map cloc is not there")
-    return site.config_map[key].rstrip("/")
+    return site.config_map[key]
 
 
 @contextmanager
 def _environment(variables: Mapping[str, str]) -> Iterator[None]:
-    """Variables of this process, for a while; one that is not among them, and says who asks, is gone meanwhile."""
+    """Sets variables of this process for a while. AWS_SESSION_TOKEN, of somebody else's keys, is unset meanwhile."""
     before = dict(os.environ)
     os.environ.pop("AWS_SESSION_TOKEN", None)
     os.environ.update(variables)
@@ -163,6 +169,8 @@ def _through(site: Site, what: str, service: Service, path: str) -> tuple[int, s
             raise ConfigError(f"there is no service {place}/{name}: install {what}, or correct its URL") from None
         if "no endpoints" in body:
             raise ConfigError(f"no pod of {place}/{name} is ready: kubectl get pods -n {place}") from None
+        if "no service port" in body:
+            raise ConfigError(f"{place}/{name} has no port {service.port}: correct the URL of {what}") from None
         if error.status == 403:
             raise Warn(f"this user may not ask {place}/{name} through the API server; {by_hand}") from None
         raise Warn(

@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import urlsplit
 
 from cloc.config.schema import KubernetesConfig, TrainConfig
 from cloc.errors import ConfigError
@@ -89,6 +90,20 @@ def reached(subject: Subject) -> Site:
         raise Skip("no cluster answers")
     site: Site = subject.cluster
     return site
+
+
+def checked_url(text: str, *, where: str) -> str:
+    """A server's URL without a slash at its end. Raises ConfigError for what is none, or holds a login."""
+    parts = urlsplit(text)
+    if parts.username or parts.password:
+        raise ConfigError(f"{where} holds a user or password for all to read: keep it in a secret")
+    try:
+        is_good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        is_good = False
+    if not is_good:
+        raise ConfigError(f"{where}: {text!r} is no URL as in http://host:port")
+    return text.rstrip("/")
 
 
 def in_pod() -> bool:

@@ -16,6 +16,7 @@ from cloc.model.modeling import CLOCModel
 from cloc.model.processing import CLOCProcessor, train_tokenizer
 from cloc.model.prompter import PrompterLayer, coverage, grid_centres, sinusoidal
 from cloc.model.roi_align import roi_align
+from tests.conftest import assert_same
 
 BOXES = torch.tensor([[[0.1, 0.1, 0.5, 0.5], [0.0, 0.0, 1.0, 1.0]], [[0.2, 0.3, 0.9, 0.4], [0.5, 0.5, 0.6, 0.6]]])
 
@@ -79,11 +80,11 @@ def test_the_saved_folder_is_a_clip_checkpoint(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     image = model.encode_image(pixels)
     clip, vision = CLIPModel.from_pretrained(tmp_path), CLIPVisionModel.from_pretrained(tmp_path)
-    assert torch.equal(clip.get_image_features(pixels).pooler_output, image.embeds_BE)
-    assert torch.equal(clip.get_text_features(ids).pooler_output, model.encode_text(ids))
-    assert torch.equal(vision(pixels).last_hidden_state, image.tokens_BND)
+    assert_same(clip.get_image_features(pixels).pooler_output, image.embeds_BE)
+    assert_same(clip.get_text_features(ids).pooler_output, model.encode_text(ids))
+    assert_same(vision(pixels).last_hidden_state, image.tokens_BND)
     again = CLOCModel.from_pretrained(tmp_path)
-    assert torch.equal(again.embed_boxes(image.tokens_BND, BOXES), model.embed_boxes(image.tokens_BND, BOXES))
+    assert_same(again.embed_boxes(image.tokens_BND, BOXES), model.embed_boxes(image.tokens_BND, BOXES))
 
 
 def test_starting_from_a_clip_checkpoint_keeps_its_features(tmp_path: Path) -> None:

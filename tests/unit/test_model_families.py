@@ -23,6 +23,7 @@ from cloc.model import factory
 from cloc.model.configuration import CLOCConfig, from_settings
 from cloc.model.modeling import CLOCModel, CLOCSiglipModel
 from cloc.model.processing import CLOCProcessor, train_tokenizer
+from tests.conftest import assert_same
 
 BOXES = torch.tensor([[[0.1, 0.1, 0.5, 0.5], [0.0, 0.0, 1.0, 1.0]]])
 LOSS = LossConfig(init_scale=5.0, init_bias=-4.0)
@@ -71,8 +72,8 @@ def test_a_public_checkpoint_keeps_features_pixels_and_temperature(tmp_path: Pat
     source = public(tmp_path / "hub", tokenizer, family)
     model, processor = start(tmp_path / "hub")
     pixels, ids = torch.randn(2, 3, 32, 32), processor.tokenize(["A red KEY", "a blue box"])
-    assert torch.equal(model.encode_image(pixels).embeds_BE, source.get_image_features(pixels).pooler_output)
-    assert torch.equal(model.encode_text(ids), source.get_text_features(ids).pooler_output)
+    assert_same(model.encode_image(pixels).embeds_BE, source.get_image_features(pixels).pooler_output)
+    assert_same(model.encode_text(ids), source.get_text_features(ids).pooler_output)
     assert torch.equal(model.logit_scale, source.logit_scale)
     assert model.region_logit_scale.exp().item() == pytest.approx(5.0)
     assert model.region_logit_bias.item() == -4.0
@@ -101,13 +102,13 @@ def test_siglip_answers_like_clip_and_saves_as_siglip(tmp_path: Path, tokenizer,
     assert tokens.shape == (1, 16, 32)
     assert model.embed_roi(tokens, BOXES).shape == (1, 2, 32)
     again, loaded = factory.load(tmp_path / "model")
-    assert torch.equal(again.get_region_features(pixels, BOXES), regions)
+    assert_same(again.get_region_features(pixels, BOXES), regions)
     assert (loaded.pad_to_full_length, loaded.context_length) == (True, 12)
     if kind == "transformer":
         assert model.ground(pixels, ids).shape == (1, 1, 4)
     plain = SiglipModel.from_pretrained(tmp_path / "model")
-    assert torch.equal(plain.get_image_features(pixels).pooler_output, model.encode_image(pixels).embeds_BE)
-    assert torch.equal(plain.get_text_features(ids).pooler_output, model.encode_text(ids))
+    assert_same(plain.get_image_features(pixels).pooler_output, model.encode_image(pixels).embeds_BE)
+    assert_same(plain.get_text_features(ids).pooler_output, model.encode_text(ids))
     with pytest.raises(ValueError, match="input_ids: SigLIP takes texts padded to 12 tokens, got 5"):
         model.encode_text(ids[:, :5])
 

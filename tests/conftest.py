@@ -140,7 +140,7 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def assert_same(one: Any, other: Any) -> None:
-    """Tensors are equal, but for the last bits: which kernel multiplies depends on the processor and on where a tensor lies."""
+    """Tensors are equal but for the last bits, which depend on the processor and on where a tensor lies."""
     import torch
 
     torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)

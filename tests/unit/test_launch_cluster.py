@@ -126,7 +126,7 @@ def test_no_cluster_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
     monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "none"))
     config = settings()
-    with pytest.raises(ConfigError, match=r"but there is no cluster \(Invalid kube-config file"):
+    with pytest.raises(ConfigError, match=r"there is no cluster \(Invalid kube-config file"):
         run_app(
             training_app("s3://b/r", config, module="cloc.training.trainer", environment={}), config, log_dir=tmp_path
         )

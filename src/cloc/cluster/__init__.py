@@ -15,8 +15,7 @@ from collections.abc import Collection, Iterator
 from cloc.cluster import capacity, objects, rights, servers, site
 from cloc.config import Config
 from cloc.errors import ConfigError
-from cloc.training.doctor.registry import Act, Entry, Finding, Subject
-from cloc.training.doctor.registry import _run as run_entry
+from cloc.training.doctor.registry import Act, Entry, Finding, Subject, run_check
 
 __all__ = ["CHECKS", "examine"]
 
@@ -62,4 +61,4 @@ def examine(config: Config, *, skip: Collection[str] = ()) -> Iterator[Finding]:
     subject = Subject(config)
     for name, act in CHECKS.items():
         if name not in skip:
-            yield run_entry(Entry(name, (), cheap=False, act=act), subject)
+            yield run_check(Entry(name, (), cheap=False, act=act), subject)

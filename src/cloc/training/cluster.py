@@ -22,7 +22,7 @@ def cluster_configuration() -> client.Configuration:
             load_kube_config(config_file=os.environ.get("KUBECONFIG"), client_configuration=configuration)
     except (ConfigException, OSError) as error:
         raise ConfigError(
-            f"train.scheduler is kubernetes, but there is no cluster ({' '.join(str(error).split())}): run this in "
+            f"there is no cluster ({' '.join(str(error).split())}): run this in "
             "a pod, set KUBECONFIG, or log in to the cluster"
         ) from None
     return configuration

@@ -160,10 +160,11 @@ def examine(subject: Subject, *, skip: Collection[str] = (), cheap: bool = False
         raise ConfigError(f"--skip {unknown[0]!r} is no check; there are: {', '.join(each.name for each in CHECKS)}")
     for entry in CHECKS:
         if subject.role in entry.roles and entry.name not in skip and (entry.cheap or not cheap):
-            yield _run(entry, subject)
+            yield run_check(entry, subject)
 
 
-def _run(entry: Entry, subject: Subject) -> Finding:
+def run_check(entry: Entry, subject: Any) -> Finding:
+    """Asks one check about a subject, and times it."""
     began, error = time.monotonic(), None
     try:
         outcome, detail = Outcome.PASSED, entry.act(subject)

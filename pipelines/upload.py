@@ -1,6 +1,7 @@
 """Brings the compiled pipeline to a server, once for each content."""
 
 import hashlib
+import os
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import kfp_server_api
 
 import cloc
+from cloc.tracking import REVISION
 from pipelines.cloc_pipeline import NAME
 from pipelines.server import Server, ServerError, display_name_filter
 
@@ -75,7 +77,7 @@ def version_prefix() -> str:
     """Release and git commit of this checkout: "0.1.0-7de8406d", with "-dirty" where the pipeline's sources differ."""
     commit = _git("rev-parse", "--short=8", "HEAD")
     if not commit:
-        return f"{cloc.__version__}-nogit"
+        return f"{cloc.__version__}-{os.environ.get(REVISION, '')[:8] or 'nogit'}"
     return f"{cloc.__version__}-{commit}{'-dirty' if _git('status', '--porcelain', '--', *_SOURCES) else ''}"
 
 

@@ -15,6 +15,7 @@ from kfp.client import client as kfp_client
 from cloc import cli
 from pipelines import runs, submit
 from pipelines.compile import compile_pipeline
+from pipelines.upload import version_prefix
 from tests.pipeline import toy
 from tests.pipeline.fake_kfp import Kfp, fake_kfp, look
 from tests.pipeline.small_pipeline import compile_small
@@ -344,3 +345,16 @@ def test_every_preset_fits(kfp: Kfp, run: Run) -> None:
     assert len(kfp.versions) == 1
     sent: list[dict[str, Any]] = [body["runtime_config"]["parameters"] for body in kfp.asked("POST", "/runs")]
     assert len({body["training_steps"] for body in sent}) > 1
+
+
+def test_without_a_checkout_the_revision_of_the_image_names_the_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    from cloc.tracking.provenance import common_tags
+
+    monkeypatch.setattr("pipelines.upload._git", lambda *arguments: "")
+    monkeypatch.setattr("cloc.tracking.provenance._git", lambda *arguments: "")
+    monkeypatch.delenv("CLOC_REVISION", raising=False)
+    assert version_prefix() == "0.1.0-nogit"
+    assert "mlflow.source.git.commit" not in common_tags()
+    monkeypatch.setenv("CLOC_REVISION", "0123456789abcdef")
+    assert version_prefix() == "0.1.0-01234567"
+    assert common_tags()["mlflow.source.git.commit"] == "0123456789abcdef"

@@ -7,6 +7,7 @@ Where the pipeline's run comes from, in this order:
     else            the stage is its own pipeline
 """
 
+from cloc.tracking.provenance import REVISION
 from cloc.tracking.reading import Reader, Recorded
 from cloc.tracking.registered import local_model
 from cloc.tracking.registry import CHALLENGER, CHAMPION, Registry, Version
@@ -28,6 +29,7 @@ __all__ = [
     "CHALLENGER",
     "CHAMPION",
     "DEFAULT_STORE",
+    "REVISION",
     "STAGE_RUN",
     "STAGE_URI",
     "Reader",

@@ -9,6 +9,8 @@ from typing import Any
 from cloc import __version__
 
 KEY = "CLOC_RUN_KEY"
+REVISION = "CLOC_REVISION"
+"""Variable that names the git commit where there is no checkout: in the images of the tasks."""
 _KEY_TAG = "cloc.run_key"
 
 
@@ -22,8 +24,9 @@ def common_tags() -> dict[str, str]:
     }
     commit = _git("rev-parse", "HEAD")
     if commit:
-        tags["mlflow.source.git.commit"] = commit
         tags["git.dirty"] = str(bool(_git("status", "--porcelain", "--untracked-files=no"))).lower()
+    if commit := commit or os.environ.get(REVISION, ""):
+        tags["mlflow.source.git.commit"] = commit
     for name in ("CLOC_KFP_RUN_URL", "DVC_EXP_NAME"):
         if os.environ.get(name):
             tags[name.lower()] = os.environ[name]

@@ -4,11 +4,15 @@ for finding in examine(Subject(config, data="data", out="work/cloc")):
     print(finding.check.line)
 """
 
+from typing import TYPE_CHECKING
+
 from cloc.config import Config
 from cloc.data.dataset import Dataset
 from cloc.training.doctor import data, kubernetes, machine, services, settings, software
 from cloc.training.doctor.registry import CHECKS, ROLES, Finding, Skip, Subject, Warn, check, examine, failure
-from cloc.training.task import Objective
+
+if TYPE_CHECKING:
+    from cloc.training.task import Objective
 
 __all__ = ["CHECKS", "ROLES", "Finding", "Skip", "Subject", "Warn", "check", "examine", "failure", "preflight"]
 
@@ -17,7 +21,7 @@ _ORDER = [part.__name__ for part in (software, settings, data, machine, services
 CHECKS.sort(key=lambda entry: _ORDER.index(entry.act.__module__))
 
 
-def preflight(config: Config, dataset: Dataset, *, objective: Objective, out: str) -> None:
+def preflight(config: Config, dataset: Dataset, *, objective: "Objective", out: str) -> None:
     """Asks, before a training is launched, what can be known at once and without any server.
 
     Args:

@@ -4,11 +4,9 @@ import itertools
 
 from cloc.data import tables
 from cloc.data.dataset import Dataset, resolve_split
-from cloc.data.loader import check_amount
 from cloc.data.schema import Table
 from cloc.data.storage import Storage
 from cloc.errors import DataError
-from cloc.training.data_check import held_out
 from cloc.training.doctor.registry import DATA_ROLES, Skip, Subject, Warn, check
 
 
@@ -41,6 +39,8 @@ def shards(subject: Subject) -> str:
 @check("images", "train", cheap=True)
 def images(subject: Subject) -> str:
     """There are as many images as a batch takes."""
+    from cloc.data.loader import check_amount
+
     train, number = subject.config.train, subject.dataset.manifest.images
     check_amount(subject.dataset, batch_size=train.batch_size)
     epochs = train.steps * train.batch_size / number
@@ -86,6 +86,8 @@ def _labels(subject: Subject, storage: Storage, table: Table, *, make: str) -> s
 @check("held-out split", "train")
 def held_out_split(subject: Subject) -> str:
     """What is evaluated while training is there, with its labels."""
+    from cloc.training.data_check import held_out
+
     train = subject.config.train
     if not train.evaluate_every:
         raise Skip("nothing is evaluated while training (train.evaluate_every: 0)")

@@ -6,17 +6,16 @@ import resource
 import shutil
 import socket
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
-import torch
 from rich.filesize import decimal
 
 from cloc.errors import ConfigError, DataError, TrainingError
 from cloc.training.doctor.registry import MODEL_ROLES, Skip, Subject, Warn, check
-from cloc.training.plan.figures import Figure, Figures
-from cloc.training.plan.memory import GIB, Setting, memory
-from cloc.training.plan.sizes import Sizes, known_checkpoint, sizes
-from cloc.training.plan.storage import checkpoint_bytes
+
+if TYPE_CHECKING:
+    from cloc.training.plan.sizes import Sizes
 
 MIB = 1 << 20
 SHM = "/dev/shm"  # noqa: S108 (where the kernel keeps shared memory)
@@ -92,6 +91,8 @@ def _needed(subject: Subject) -> tuple[float, str]:
     train = subject.config.train
     if subject.role != "train":
         return _LEAST_FREE, "a reserve"
+    from cloc.training.plan.storage import checkpoint_bytes
+
     model = _sizes(subject)
     if train.storage:
         return _LEAST_FREE + 4.0 * model.parameters, "the model (checkpoints lie in train.storage)"
@@ -100,7 +101,9 @@ def _needed(subject: Subject) -> tuple[float, str]:
     return number * own + 4.0 * model.parameters, f"{number} checkpoints of {decimal(int(own))}, and the model"
 
 
-def _sizes(subject: Subject) -> Sizes:
+def _sizes(subject: Subject) -> "Sizes":
+    from cloc.training.plan.sizes import known_checkpoint, sizes
+
     config, _ = known_checkpoint(subject.config)
     try:
         return sizes(config, objective=subject.objective)
@@ -111,6 +114,12 @@ def _sizes(subject: Subject) -> Sizes:
 @check("memory", "train")
 def memory_check(subject: Subject) -> str:
     """A process's estimate (`cloc plan`) fits into its GPU, or into its share of this machine."""
+    import torch
+
+    from cloc.training.plan.figures import Figure, Figures
+    from cloc.training.plan.memory import GIB, Setting, memory
+    from cloc.training.plan.sizes import known_checkpoint
+
     subject.need_local()
     config, _ = known_checkpoint(subject.config)
     on_gpu = torch.cuda.is_available() and config.train.device != "cpu"
@@ -134,6 +143,8 @@ def memory_check(subject: Subject) -> str:
 @check("GPUs", *MODEL_ROLES, cheap=True)
 def gpus(subject: Subject) -> str:
     """As many GPUs as processes, where GPUs are asked for."""
+    import torch
+
     subject.need_local()
     device, setting, processes = _device(subject)
     visible = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -169,6 +180,8 @@ def _device(subject: Subject) -> tuple[str, str, int]:
 @check("driver and NCCL", *MODEL_ROLES)
 def driver(subject: Subject) -> str:
     """Versions, and that they go together."""
+    import torch
+
     subject.need_local()
     if not torch.cuda.is_available():
         raise Skip("no GPU here")

@@ -4,20 +4,22 @@
     def batch(subject: Subject) -> str: ...
 
 A check returns what it found, raises `Warn` for what may go wrong, `Skip` for what cannot be asked here, and a
-`ClocError` for what will fail.
+`ClocError` for what will fail. It imports torch and what needs it by itself: images of other roles do not hold them.
 """
 
 import time
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from cloc.config import Config
 from cloc.data.checks import Check, Outcome
 from cloc.data.dataset import Dataset, resolve_split
 from cloc.errors import ClocError, ConfigError
-from cloc.training.task import Objective
+
+if TYPE_CHECKING:
+    from cloc.training.task import Objective
 
 ROLES = ("train", "label", "validate", "evaluate", "mllm", "export", "scenes", "ingest", "pipeline", "dvc")
 """Extras of pyproject.toml: what a component's image is made for."""
@@ -53,7 +55,7 @@ class Subject:
 
     config: Config
     role: str = "train"
-    objective: Objective = "cloc"
+    objective: "Objective" = "cloc"
     data: str = ""
     captions: str = ""
     regions: str = ""

@@ -8,7 +8,6 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import urllib3
-from huggingface_hub import constants, try_to_load_from_cache
 from urllib3.exceptions import HTTPError
 
 from cloc import tracking
@@ -134,6 +133,8 @@ def _named(subject: Subject) -> dict[str, str]:
 
 def _place(name: str, *, setting: str) -> str:
     """Where a checkpoint is. Raises ConfigError where it is nowhere."""
+    from huggingface_hub import constants, try_to_load_from_cache
+
     wanted = "tokenizer_config.json" if setting.endswith("tokenizer") else "config.json"
     folder = Path(name)
     if folder.is_dir():

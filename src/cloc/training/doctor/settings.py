@@ -1,6 +1,5 @@
 """Settings of a training against each other: what the schema alone cannot know."""
 
-from cloc.data.loader import check_division
 from cloc.errors import ConfigError
 from cloc.training.doctor.registry import Subject, Warn, check
 from cloc.training.schedule import phases
@@ -9,6 +8,8 @@ from cloc.training.schedule import phases
 @check("batch", "train", cheap=True)
 def batch(subject: Subject) -> str:
     """The global batch is shared equally by the processes."""
+    from cloc.data.loader import check_division
+
     train, ranks = subject.config.train, subject.ranks
     check_division(batch_size=train.batch_size, streams=0, processes=ranks)
     return f"{train.batch_size:,} images: {train.batch_size // ranks:,} for each of {ranks} processes"
@@ -17,6 +18,8 @@ def batch(subject: Subject) -> str:
 @check("streams", "train", cheap=True)
 def streams(subject: Subject) -> str:
     """Streams are shared by processes, and share the batch."""
+    from cloc.data.loader import check_division
+
     train, ranks = subject.config.train, subject.ranks
     if not train.streams:
         return f"one a process: {ranks}"

@@ -23,6 +23,7 @@ _MODULES: dict[str, str | None] = {
     "kfp-kubernetes": "kfp.kubernetes",
     "pillow": "PIL",
     "pyyaml": "yaml",
+    "scikit-learn": "sklearn",
     "torchx-nightly": "torchx",
     "dvc-s3": "dvc_s3",
 }

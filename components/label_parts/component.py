@@ -1,14 +1,12 @@
 """The shares of the shards that labelling tasks take side by side."""
 
-from typing import List  # noqa: UP035 (KFP reads this form)
-
 from kfp import dsl
 
 from components import IMAGE
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
-def label_parts(parameters: str, data: dsl.Input[dsl.Dataset]) -> List[str]:  # noqa: UP006 (KFP reads this form)
+def label_parts(parameters: str, data: dsl.Input[dsl.Dataset]) -> list:
     """Plans the shares: what each task is given, as JSON; none where one task labels everything.
 
     Args:

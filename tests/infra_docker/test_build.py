@@ -197,6 +197,11 @@ def test_failed_build_ends_it(machine: Machine) -> None:
 
 def test_make_builds_them() -> None:
     done = subprocess.run(
-        ["make", "--dry-run", "images"], cwd=ROOT, capture_output=True, text=True, check=True, env=os.environ
+        ["make", "--no-print-directory", "--dry-run", "images"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ,
     )
     assert done.stdout.strip() == "infra/docker/build"

@@ -158,7 +158,7 @@ def test_one_setting_reaches_its_stages_only(labelled: Path) -> None:
     _run(folder, "dvc", "commit", "--force")
     assert not RAN.findall(_run(folder, "dvc", "repro", "--dry"))
     expected = {
-        "train__learning_rate": ("0.5", TRAINING),
+        "train__learning_rate": ("0.5", TRAINING | ADAPTERS),  # they are launched as section train says
         "loss__region_weight": ("0.5", TRAINING),
         "evaluation__pictures": ("3", {"evaluation", "registration"}),
         "adapter__learning_rate": ("0.5", ADAPTERS),

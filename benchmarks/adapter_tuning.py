@@ -1,6 +1,6 @@
 """Adapter tuning: tokens a second with and without length grouping and kept features, the encoder's share, memory.
 
-    python benchmarks/adapter_tuning.py                          # the demo's encoder, a decoder of 3 layers of width 128
+    python benchmarks/adapter_tuning.py                # the demo's encoder, a decoder of 3 layers of width 128
     python benchmarks/adapter_tuning.py --encoder b16 --decoder-width 512 --decoder-layers 8 --steps 4 --rounds 2
 
 On rendered scenes with their true captions and boxes, all tasks asked, weights random. The baseline of every ratio is

@@ -249,9 +249,10 @@ def _skip(
         Path(artifact.path).mkdir(parents=True, exist_ok=True)
         (Path(artifact.path) / SKIPPED_FILE).write_text(json.dumps({"reason": reason}) + "\n")
         artifact.metadata["skipped"] = reason
-    for artifact in (*pages.values(), *([confusion] if confusion is not None else [])):
+    text = f"<!doctype html><title>Skipped</title><p>Skipped: {html.escape(reason)}.</p>\n"
+    for artifact, body in [*((page, text) for page in pages.values()), *([(confusion, "{}\n")] if confusion else [])]:
         Path(artifact.path).parent.mkdir(parents=True, exist_ok=True)
-        Path(artifact.path).write_text(f"<!doctype html><title>Skipped</title><p>Skipped: {html.escape(reason)}.</p>\n")
+        Path(artifact.path).write_text(body)
     write_metrics(metrics, {})
     print(f"skipped: {reason}", flush=True)
 

@@ -64,8 +64,8 @@ def cloc_pipeline(
     other_settings: list = [],  # noqa: B006 (KFP reads the default when the pipeline is compiled)
     gpus: int = 0,
     gpu_type: str = "nvidia.com/gpu",
-    node_selector: dict = {},  # noqa: B006 (see above)
-    tolerations: list = [],  # noqa: B006 (see above)
+    node_selector: dict = {},  # noqa: B006 (KFP reads the default when the pipeline is compiled)
+    tolerations: list = [],  # noqa: B006 (KFP reads the default when the pipeline is compiled)
 ) -> None:
     """Trains a CLIP-compatible encoder that understands regions, compares it with plain CLIP, and registers it.
 

@@ -64,7 +64,8 @@ def run_local(config: Config, *, data: str | None, out: str, cache: bool, retrie
         ClocError: settings or data cannot be used; nothing was run.
     """
     started, folder = time.monotonic(), Path(out).absolute()
-    place = _absolute(data) if data else ""
+    place, labels_at = (_absolute(item) if item else "" for item in (data, config.pipeline.labels_at))
+    config = config.model_copy(update={"pipeline": config.pipeline.model_copy(update={"labels_at": labels_at})})
     # The first task does the same; here a mistake is told before anything is made.
     tasks = stage_parameters(config, data=place)
     folder.mkdir(parents=True, exist_ok=True)

@@ -2,17 +2,17 @@
 
 import hashlib
 import os
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
 import kfp_server_api
 
 import cloc
-from cloc.tracking import REVISION
+from cloc.tracking import REVISION, git
 from pipelines.cloc_pipeline import NAME
 from pipelines.server import Server, ServerError, display_name_filter
 
+_CHECKOUT = Path(__file__).parents[1]
 _SOURCES = ("pipelines", "components", "src", "params.yaml")  # what the compiled pipeline is made from
 
 
@@ -75,10 +75,11 @@ def find_pipeline(server: Server) -> str | None:
 
 def version_prefix() -> str:
     """Release and git commit of this checkout: "0.1.0-7de8406d", with "-dirty" where the pipeline's sources differ."""
-    commit = _git("rev-parse", "--short=8", "HEAD")
+    commit = git("rev-parse", "--short=8", "HEAD", folder=_CHECKOUT)
     if not commit:
         return f"{cloc.__version__}-{os.environ.get(REVISION, '')[:8] or 'nogit'}"
-    return f"{cloc.__version__}-{commit}{'-dirty' if _git('status', '--porcelain', '--', *_SOURCES) else ''}"
+    changed = git("status", "--porcelain", "--", *_SOURCES, folder=_CHECKOUT)
+    return f"{cloc.__version__}-{commit}{'-dirty' if changed else ''}"
 
 
 def _create_pipeline(server: Server) -> str:
@@ -106,19 +107,3 @@ def _find_version(server: Server, pipeline: str, content: str) -> Version | None
     for item in found.pipeline_versions or ():
         return Version(pipeline, item.pipeline_version_id, item.display_name, new=False)
     return None
-
-
-def _git(*arguments: str) -> str:
-    """What git says of this checkout; empty where there is none."""
-    try:
-        done = subprocess.run(
-            ["git", *arguments],
-            cwd=Path(__file__).parents[1],
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return done.stdout.strip() if done.returncode == 0 else ""

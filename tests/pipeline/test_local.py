@@ -292,7 +292,7 @@ def test_shares_of_the_labelling_retries_and_what_is_left_out(tmp_path: Path) ->
     """A task that is killed twice succeeds at the third attempt; a share whose tables stand has nothing to do."""
     (tmp_path / "faults").mkdir()
     (tmp_path / "faults/sitecustomize.py").write_text(FAULT.format(count=str(tmp_path / "count")))
-    shares = {**SHARES, "pipeline__labels_at": str(tmp_path / "labels")}
+    shares = {**SHARES, "pipeline__labels_at": "labels"}  # where the run is started
     first = _cloc_run(tmp_path, "--retries", "2", faults=tmp_path / "faults", **shares)
     assert first.code == 0, first.text[-3000:]
     assert (tmp_path / "count").read_text() == "x" * (2 + 3 + 1)  # two that were killed, three shares, the last task
@@ -306,6 +306,8 @@ def test_shares_of_the_labelling_retries_and_what_is_left_out(tmp_path: Path) ->
     assert not (tmp_path / "out/clip_adapter").exists()
     tables = sorted((tmp_path / "labels").rglob("captions/*.parquet"))
     assert len(tables) == 3
+    told = json.loads((tmp_path / "out/summary.json").read_text())
+    assert told["captions"] == str(tables[0].parents[1]), "wherever a later run is started"
     for table in tables[1:]:
         table.unlink()
     again = _cloc_run(tmp_path, "--no-cache", **shares)

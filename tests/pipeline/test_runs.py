@@ -93,7 +93,7 @@ def test_somebody_uploads_it_meanwhile(kfp: Kfp, server: Server, package: Path) 
 
 def test_version_prefix_tells_changed_sources(monkeypatch: pytest.MonkeyPatch) -> None:
     said = {"rev-parse": "7de8406d", "status": ""}
-    monkeypatch.setattr(upload, "_git", lambda *arguments: said[arguments[0]])
+    monkeypatch.setattr(upload, "git", lambda *arguments, folder: said[arguments[0]])
     assert upload.version_prefix() == f"{upload.cloc.__version__}-7de8406d"
     said["status"] = "M pipelines/compile.py"
     assert upload.version_prefix() == f"{upload.cloc.__version__}-7de8406d-dirty"

@@ -350,8 +350,8 @@ def test_every_preset_fits(kfp: Kfp, run: Run) -> None:
 def test_without_a_checkout_the_revision_of_the_image_names_the_version(monkeypatch: pytest.MonkeyPatch) -> None:
     from cloc.tracking.provenance import common_tags
 
-    monkeypatch.setattr("pipelines.upload._git", lambda *arguments: "")
-    monkeypatch.setattr("cloc.tracking.provenance._git", lambda *arguments: "")
+    monkeypatch.setattr("pipelines.upload.git", lambda *arguments, folder: "")
+    monkeypatch.setattr("cloc.tracking.provenance.git", lambda *arguments: "")
     monkeypatch.delenv("CLOC_REVISION", raising=False)
     assert version_prefix() == "0.1.0-nogit"
     assert "mlflow.source.git.commit" not in common_tags()

@@ -150,7 +150,7 @@ def test_equal_seeds_align_alike_in_any_order(encoder: str) -> None:
 
 @pytest.mark.parametrize("sampler", ["none", "roi_align", "prompter"])
 def test_images_are_looked_at_by_shares(encoder: str, eight: Dataset, sampler: str, monkeypatch) -> None:
-    monkeypatch.setattr("cloc.mllm.aligning._PART", 2)
+    monkeypatch.setattr("cloc.mllm.features._PART", 2)
     adapter = make_tiny(encoder, region_sampler=sampler)
     whole = look(adapter, eight, ADAPTER, keep=everything)
     halves = [look(adapter, eight, ADAPTER, keep=everything, rank=rank, ranks=2) for rank in range(2)]

@@ -27,13 +27,11 @@ from torch.nn import functional as F
 from cloc.config.schema import AdapterConfig
 from cloc.data.dataset import Dataset
 from cloc.errors import DataError
+from cloc.mllm.features import looked_at
 from cloc.mllm.model import Adapter
 from cloc.mllm.sampler import prefix_tokens
-from cloc.mllm.stream import picture_of, stacked
-from cloc.model.factory import autocast
 from cloc.model.prompter import coverage
 
-_PART = 64  # images that the encoder sees together
 _PATCHES = 16  # of an image that the projector is fitted on
 _COVERED = 0.5  # share of a patch from which a region covers it
 _RIDGE = 1e-2  # added to a covariance, as a share of its mean diagonal
@@ -87,16 +85,10 @@ def look(
     """
     usable = (each for each in dataset.read_all() if each.regions and keep(each.sample.key, each.sample.image))
     samples, found = islice(usable, settings.align_images), list[Sight]()
-    for number, part in enumerate(iter(lambda: list(islice(samples, _PART)), [])):
-        if number % ranks != rank:
-            continue
-        pictures = [picture_of(sample, image_size=adapter.image_size) for sample in part]
-        with autocast(settings.precision, adapter.device):
-            features_BND = adapter.features(stacked(pictures))
-        for picture, features_ND in zip(pictures, features_BND.float(), strict=True):
-            if regions := picture.facts.regions:
-                boxes_K4 = torch.stack([torch.from_numpy(region.padded).float() for region in regions])
-                found.append(_sight(adapter, picture.key, features_ND, [each.text for each in regions], boxes_K4))
+    for picture, features_ND in looked_at(adapter, samples, settings, rank=rank, ranks=ranks):
+        if regions := picture.facts.regions:
+            boxes_K4 = torch.stack([torch.from_numpy(region.padded).float() for region in regions])
+            found.append(_sight(adapter, picture.key, features_ND, [each.text for each in regions], boxes_K4))
     return found
 
 

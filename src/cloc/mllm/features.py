@@ -5,7 +5,7 @@ Images are taken in the data set's order and in parts of one size, so that they 
 many ranks, they are made.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import islice
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 from cloc.config.schema import AdapterConfig
 from cloc.data.dataset import Dataset, LabeledSample
 from cloc.mllm.model import Adapter
-from cloc.mllm.stream import picture_of, stacked
+from cloc.mllm.stream import Picture, picture_of, stacked
 from cloc.model.factory import autocast
 
 _PART = 64  # images that the encoder sees together
@@ -40,7 +40,6 @@ def pays(adapter: Adapter, settings: AdapterConfig, *, images: int) -> bool:
     )
 
 
-@torch.no_grad()
 def known_features(
     adapter: Adapter,
     dataset: Dataset,
@@ -65,17 +64,30 @@ def known_features(
     Raises:
         DataError: an image cannot be decoded.
     """
-    found, samples = dict[str, Tensor](), filter(_kept(keep), dataset.read_all())
+    samples = (sample for sample in dataset.read_all() if keep(sample.sample.key, sample.sample.image))
+    seen = looked_at(adapter, samples, settings, rank=rank, ranks=ranks)
+    return {picture.key: features_ND.cpu().clone() for picture, features_ND in seen}
+
+
+@torch.no_grad()
+def looked_at(
+    adapter: Adapter, samples: Iterator[LabeledSample], settings: AdapterConfig, *, rank: int, ranks: int
+) -> Iterator[tuple[Picture, Tensor]]:
+    """Images and their features (N, W), float32; of several ranks each sees its share.
+
+    Args:
+        adapter: the model.
+        samples: in the same order on all ranks.
+        settings: section `adapter`.
+        rank, ranks: which process of how many.
+
+    Raises:
+        DataError: an image cannot be decoded.
+    """
     for number, part in enumerate(iter(lambda: list(islice(samples, _PART)), [])):
         if number % ranks != rank:
             continue
         pictures = [picture_of(sample, image_size=adapter.image_size) for sample in part]
         with autocast(settings.precision, adapter.device):
             features_BND = adapter.features(stacked(pictures))
-        for picture, features_ND in zip(pictures, features_BND.float().cpu(), strict=True):
-            found[picture.key] = features_ND.clone()
-    return found
-
-
-def _kept(keep: Callable[[str, bytes], bool]) -> Callable[[LabeledSample], bool]:
-    return lambda sample: keep(sample.sample.key, sample.sample.image)
+        yield from zip(pictures, features_BND.float(), strict=True)

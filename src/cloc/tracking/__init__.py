@@ -7,7 +7,7 @@ Where the pipeline's run comes from, in this order:
     else            the stage is its own pipeline
 """
 
-from cloc.tracking.provenance import REVISION
+from cloc.tracking.provenance import REVISION, git
 from cloc.tracking.reading import Reader, Recorded
 from cloc.tracking.registered import local_model
 from cloc.tracking.registry import CHALLENGER, CHAMPION, Registry, Version
@@ -41,6 +41,7 @@ __all__ = [
     "attach",
     "begin_pipeline",
     "end_pipeline",
+    "git",
     "local_model",
     "pipeline_run",
     "row_batches",

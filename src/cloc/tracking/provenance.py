@@ -22,9 +22,9 @@ def common_tags() -> dict[str, str]:
         "host": platform.node(),
         "mlflow.user": os.environ.get("USER", ""),
     }
-    commit = _git("rev-parse", "HEAD")
+    commit = git("rev-parse", "HEAD")
     if commit:
-        tags["git.dirty"] = str(bool(_git("status", "--porcelain", "--untracked-files=no"))).lower()
+        tags["git.dirty"] = str(bool(git("status", "--porcelain", "--untracked-files=no"))).lower()
     if commit := commit or os.environ.get(REVISION, ""):
         tags["mlflow.source.git.commit"] = commit
     for name in ("CLOC_KFP_RUN_URL", "DVC_EXP_NAME"):
@@ -33,9 +33,10 @@ def common_tags() -> dict[str, str]:
     return tags
 
 
-def _git(*arguments: str) -> str:
+def git(*arguments: str, folder: Path | None = None) -> str:
+    """What git says of the checkout of a folder (of the working directory without one); "" where there is none."""
     try:
-        done = subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=10, check=False)
+        done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=10, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return ""  # not a checkout, or no git: then there is no commit to record
     return done.stdout.strip() if done.returncode == 0 else ""

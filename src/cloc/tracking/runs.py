@@ -149,19 +149,15 @@ def pipeline_run(config: TrackingConfig, *, name: str, settings: Mapping[str, An
     client.set_terminated(run.run_id, "FINISHED")
 
 
-def begin_pipeline(config: TrackingConfig, *, settings: Mapping[str, Any]) -> str:
-    """The run of a pipeline whose tasks know each other by `CLOC_RUN_KEY`: made where it is missing, with all settings.
-
-    Returns:
-        Its id; "" where there is no key.
-    """
+def begin_pipeline(config: TrackingConfig, *, settings: Mapping[str, Any]) -> None:
+    """The run of a pipeline whose tasks know each other by `CLOC_RUN_KEY` is made where it is missing, with all
+    settings."""
     if not os.environ.get(KEY):
-        return ""
+        return
     client, uri, experiment = open_store(config)
     run_id = parent_run(client, experiment)
     assert run_id is not None
     Run(client, run_id, uri=uri).log_settings(settings)
-    return run_id
 
 
 def end_pipeline(config: TrackingConfig, *, state: str, reason: str) -> str:

@@ -1,12 +1,11 @@
 """Where a job reads and writes, as the machines of its scheduler see it."""
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from cloc.config.schema import TrainConfig
 from cloc.errors import ConfigError
+from cloc.tracking.store import exported
 
 
 def reachable(path: str, train: TrainConfig) -> str:
@@ -30,15 +29,6 @@ def home(run: str, train: TrainConfig, output: str | Path) -> str:
     return f"{reachable(train.storage, train).rstrip('/')}/{run}" if train.storage else str(output)
 
 
-@contextmanager
-def impatient() -> Iterator[None]:
+def impatient() -> AbstractContextManager[None]:
     """Has an S3 endpoint that does not answer asked once only."""
-    before = os.environ.get("CLOC_S3_PATIENCE")
-    os.environ["CLOC_S3_PATIENCE"] = "0"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["CLOC_S3_PATIENCE"]
-        else:
-            os.environ["CLOC_S3_PATIENCE"] = before
+    return exported({"CLOC_S3_PATIENCE": "0"})

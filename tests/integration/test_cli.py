@@ -1,11 +1,15 @@
 """The command line as a user meets it: help, settings, mistakes as one line with an exit code."""
 
+import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import pytest
 
+from cloc.cli import cloc as cli
 from cloc.config import dump, load_preset
 
 CLOC = str(Path(sys.executable).with_name("cloc"))
@@ -21,26 +25,52 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def _commands(command: click.Command, context: click.Context) -> Iterator[tuple[click.Command, click.Context]]:
+    yield command, context
+    if isinstance(command, click.Group):
+        for name in command.list_commands(context):
+            inner = command.get_command(context, name)
+            assert inner is not None
+            yield from _commands(inner, click.Context(inner, parent=context, info_name=name))
+
+
+_COMMANDS = list(_commands(cli, click.Context(cli, info_name="cloc", terminal_width=80)))
+
+
 @pytest.mark.parametrize(
-    "verb",
-    [
-        "",
-        "config",
-        "data ingest",
-        "caption",
-        "ground",
-        "validate",
-        "pretrain",
-        "evaluate",
-        "register",
-        "tune",
-        "ablate",
-    ],
+    ("command", "context"), _COMMANDS, ids=[context.command_path.replace(" ", "-") for _, context in _COMMANDS]
 )
-def test_help_is_there_for_every_verb(verb: str, tmp_path: Path) -> None:
-    done = cloc(*verb.split(), "--help", cwd=tmp_path)
-    assert done.returncode == 0
-    assert done.stdout.startswith("Usage: cloc")
+def test_help_fits_a_screen_and_has_an_example(command: click.Command, context: click.Context) -> None:
+    lines = command.get_help(context).splitlines()
+    assert lines[0].startswith(f"Usage: {context.command_path}")
+    assert len(lines) <= 50
+    assert max(map(len, lines)) <= 110
+    examples = [line.split() for line in lines if line.strip().startswith(("cloc ", 'eval "$(cloc '))]
+    assert examples
+    cut = [line for line in lines[1:] if line.endswith("...")]
+    assert not cut, "what a list says of a verb is cut off"
+
+
+def test_the_list_of_verbs_imports_none_of_them(tmp_path: Path) -> None:
+    code = "import sys, cloc.cli\ntry: cloc.cli.main()\nexcept SystemExit: pass\nprint(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code, "--help"], capture_output=True, text=True, check=True)
+    listed, modules = done.stdout.rsplit("\n", 2)[0], set(done.stdout.splitlines()[-1].split())
+    assert "pretrain" in listed
+    assert not modules & {"pydantic", "numpy", "torch", "mlflow", "cloc.cli.stages"}
+
+
+def test_a_verb_that_is_none_is_one_line(tmp_path: Path) -> None:
+    done = cloc("regester", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1] == "Error: no such verb 'regester'; did you mean register?"
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_is_what_the_shell_asks(shell: str, tmp_path: Path) -> None:
+    assert f"_CLOC_COMPLETE={shell}_complete" in cloc("completion", shell, cwd=tmp_path).stdout
+    asked = {"_CLOC_COMPLETE": "bash_complete", "COMP_WORDS": "cloc data in", "COMP_CWORD": "2"}
+    done = subprocess.run([CLOC], env={**os.environ, **asked}, capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["plain,ingest"]
 
 
 def test_settings_are_shown_explained_and_written(folder: Path) -> None:

@@ -5,39 +5,64 @@ Nothing heavy is imported here: `cloc --help` answers at once.
 
 import importlib
 import sys
+from typing import NamedTuple
 
 import click
 
 from cloc import __version__
 from cloc.errors import ClocError
 
-# Verb -> module and attribute; a verb's module is imported when the verb is used (or its help asked for).
-_VERBS = {
-    "config": ("cloc.cli.settings", "config"),
-    "data": ("cloc.cli.data", "data"),
-    "storage": ("cloc.cli.storage", "storage"),
-    "teachers": ("cloc.cli.stages", "teachers"),
-    "caption": ("cloc.cli.stages", "caption"),
-    "ground": ("cloc.cli.stages", "ground"),
-    "validate": ("cloc.cli.stages", "validate"),
-    "plan": ("cloc.cli.plan", "plan"),
-    "doctor": ("cloc.cli.doctor", "doctor"),
-    "pretrain": ("cloc.cli.stages", "pretrain"),
-    "evaluate": ("cloc.cli.stages", "evaluate"),
-    "register": ("cloc.cli.stages", "register"),
-    "compare": ("cloc.cli.compare", "compare"),
-    "tune": ("cloc.cli.stages", "tune"),
-    "answers": ("cloc.cli.answers", "answers"),
-    "chat": ("cloc.cli.chat", "chat"),
-    "export": ("cloc.cli.export", "export"),
-    "run": ("cloc.cli.pipeline", "run"),
-    "ablate": ("cloc.cli.ablate", "ablate"),
-    "pipeline": ("cloc.cli.pipeline", "pipeline"),
+
+class _Verb(NamedTuple):
+    """A verb: where it is, which is imported when it is used, and what the list of verbs says of it."""
+
+    module: str
+    attribute: str
+    help: str
+
+
+_GROUPS = {
+    "The pipeline": {
+        "run": _Verb("cloc.cli.pipeline", "run", "The whole pipeline on this machine, by KFP's local runner."),
+        "pipeline": _Verb("cloc.cli.pipeline", "pipeline", "Compile it, run it on Kubeflow, look at its runs there."),
+        "config": _Verb("cloc.cli.settings", "config", "Show, explain and create settings."),
+        "plan": _Verb("cloc.cli.plan", "plan", "Memory, days, storage and network of a training, beforehand."),
+        "doctor": _Verb("cloc.cli.doctor", "doctor", "What would fail: libraries, services, settings, data."),
+    },
+    "Data": {
+        "data": _Verb("cloc.cli.data", "data", "Make data sets of your images, or render the demo's."),
+        "storage": _Verb("cloc.cli.storage", "storage", "Whether a folder or an S3 endpoint will do."),
+    },
+    "Labels": {
+        "teachers": _Verb("cloc.cli.stages", "teachers", "Labelling models of your own from a labelled part."),
+        "caption": _Verb("cloc.cli.stages", "caption", "Caption every image."),
+        "ground": _Verb("cloc.cli.stages", "ground", "Find boxes for the phrases of the captions."),
+        "validate": _Verb("cloc.cli.stages", "validate", "The gate before training: do the labels hold?"),
+    },
+    "Training and evaluation": {
+        "pretrain": _Verb("cloc.cli.stages", "pretrain", "Train CLOC, or plain CLIP by the same code."),
+        "evaluate": _Verb("cloc.cli.stages", "evaluate", "Models side by side on the test splits, with a report."),
+        "register": _Verb("cloc.cli.stages", "register", "The gate before the registry, and the registry."),
+        "ablate": _Verb("cloc.cli.ablate", "ablate", "The rows of the paper's ablation."),
+        "export": _Verb("cloc.cli.export", "export", "Write a trained model for other programs."),
+    },
+    "Language model": {
+        "tune": _Verb("cloc.cli.stages", "tune", "Tune an adapter on an encoder: refer, ground, describe."),
+        "answers": _Verb("cloc.cli.answers", "answers", "Compare what tuned adapters answered."),
+        "chat": _Verb("cloc.cli.chat", "chat", "Ask a tuned adapter about an image."),
+    },
+    "Runs": {
+        "compare": _Verb("cloc.cli.compare", "compare", "What differs between runs: settings, data, code, figures."),
+    },
+    "This command": {
+        "completion": _Verb("cloc.cli.completion", "completion", "Completion for bash, zsh or fish."),
+    },
 }
+_VERBS = {name: verb for verbs in _GROUPS.values() for name, verb in verbs.items()}
 
 
 class _Lazy(click.Group):
-    """A group whose verbs are imported when used; they are listed in the order of the pipeline."""
+    """A group whose verbs are imported when used; they are listed in groups, in the order of the pipeline."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(_VERBS)
@@ -45,9 +70,26 @@ class _Lazy(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in _VERBS:
             return None
-        module, attribute = _VERBS[cmd_name]
-        command: click.Command = getattr(importlib.import_module(module), attribute)
+        verb = _VERBS[cmd_name]
+        command: click.Command = getattr(importlib.import_module(verb.module), verb.attribute)
         return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        widest = max(map(len, _VERBS))
+        for title, verbs in _GROUPS.items():
+            with formatter.section(title):
+                formatter.write_dl([(name.ljust(widest), verb.help) for name, verb in verbs.items()])
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in _VERBS and not args[0].startswith("-"):
+            import difflib
+
+            near = difflib.get_close_matches(args[0], _VERBS, n=1)
+            hint = f"did you mean {near[0]}?" if near else "`cloc --help` lists them"
+            raise click.UsageError(f"no such verb {args[0]!r}; {hint}", ctx)
+        return super().resolve_command(ctx, args)
 
 
 @click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})

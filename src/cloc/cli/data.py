@@ -12,21 +12,29 @@ from cloc.stages import run_stage
 
 @click.group()
 def data() -> None:
-    """Make data sets: render the demo's, or bring in your own images."""
+    """Make data sets: render the demo's, or bring in your own images.
+
+    \b
+    cloc data ingest --images photos/ --captions photos.csv --out data/train
+    """
 
 
 data.add_command(duplicates)
 
 
-@data.command()
+@data.command(short_help="Render the embedded demo data set.")
 @click.option("--out", default="data", show_default=True, help="Folder of the collection.")
 @settings_options
 def scenes(out: str, **settings: Any) -> None:
-    """Render the embedded demo data set (deterministic from data.scenes.seed)."""
+    """Render the embedded demo data set (deterministic from data.scenes.seed).
+
+    \b
+    cloc data scenes --out data --preset demo
+    """
     run_stage("scenes", resolve(**settings), outputs={"data": out})
 
 
-@data.command()
+@data.command(short_help="Bring images with their labels into a data set.")
 @click.option("--source", default="", metavar="KIND", help="What it is, where the options do not tell; see below.")
 @click.option("--images", default="", help="Folder of the images.")
 @click.option("--captions", default="", help="Table with file and caption: CSV, JSON, JSON lines, Parquet.")
@@ -57,7 +65,7 @@ def ingest(out: str, params: str | None, preset: str | None, overrides: tuple[st
     run_stage("ingest", resolve(params, preset, overrides), inputs=inputs, outputs={"data": out})
 
 
-@data.command()
+@data.command(short_help="Add hard negatives to a data set, for evaluation.")
 @click.argument("data", metavar="DATA")
 @click.argument("files", nargs=-1, required=True, metavar="FILE...")
 @settings_options

@@ -8,7 +8,7 @@ from cloc.cli.options import resolve, settings_options
 from cloc.stages import run_stage
 
 
-@click.command()
+@click.command(short_help="Find images that occur twice, or in a test set.")
 @click.option("--data", required=True, help="Data set, or a collection, whose data.train_split is meant.")
 @click.option("--against", multiple=True, metavar="DATA", help="Another data set (a test set) to look in; repeat.")
 @click.option("--out", default="", help="Where the tables go [default: beside the data].")

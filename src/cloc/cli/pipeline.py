@@ -105,7 +105,7 @@ def compile_(out: str, image: str) -> None:
     click.echo(f"wrote {out}")
 
 
-@pipeline.command()
+@pipeline.command(short_help="Check a compiled pipeline before it is uploaded.")
 @click.argument("file", default=_COMPILED)
 @settings_options
 def validate(file: str, **settings: Any) -> None:
@@ -279,7 +279,7 @@ def status(run: str | None, experiment: str | None, limit: int, as_json: bool, *
     _print_table(["Task", "State", "Time", "Retries"], rows)
 
 
-@pipeline.command()
+@pipeline.command(short_help="What a task wrote; without a TASK, what the failed ones did.")
 @click.argument("run")
 @click.argument("task", required=False)
 @server_options

@@ -13,21 +13,33 @@ from cloc.errors import ConfigError
 
 @click.group()
 def config() -> None:
-    """Show, explain and create settings."""
+    """Show, explain and create settings.
+
+    \b
+    cloc config init --preset finetune --out photos.yaml
+    """
 
 
 @config.command()
 @settings_options
 def show(params: str | None, preset: str | None, overrides: tuple[str, ...]) -> None:
-    """Print the resolved settings as YAML."""
+    """Print the resolved settings as YAML.
+
+    \b
+    cloc config show --preset b16 -S train.steps=1000
+    """
     click.echo(dump(resolve(params, preset, overrides)), nl=False)
 
 
-@config.command()
+@config.command(short_help="Say what each setting means, and its value.")
 @click.argument("prefix", default="")
 @settings_options
 def explain(prefix: str, params: str | None, preset: str | None, overrides: tuple[str, ...]) -> None:
-    """Say what each setting means and its value: `cloc config explain train`."""
+    """Say what each setting means, and its value; of all, or of those whose names begin with PREFIX.
+
+    \b
+    cloc config explain train.learning_rate
+    """
     shown = 0
     for name, value, text in _walk(resolve(params, preset, overrides), ""):
         if name.startswith(prefix):
@@ -41,7 +53,11 @@ def explain(prefix: str, params: str | None, preset: str | None, overrides: tupl
 @click.option("--preset", default="finetune", show_default=True, help="Preset to start from.")
 @click.option("--out", default="params.yaml", show_default=True, help="File to write.")
 def init(preset: str, out: str) -> None:
-    """Write a complete settings file from a preset."""
+    """Write a complete settings file from a preset.
+
+    \b
+    cloc config init --preset finetune --out photos.yaml
+    """
     if Path(out).exists():
         raise ConfigError(f"{out} exists; remove it or name another with --out")
     Path(out).write_text(f"# Preset {preset}, complete. `cloc config explain` says what each key means.\n")

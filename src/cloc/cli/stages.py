@@ -30,7 +30,11 @@ _result = click.option("--result", "result_dir", help="Folder for stage_result.j
 def caption(
     data: str, teachers: str, shards: str, worker: str, out: str, report: str, result_dir: str | None, **settings: Any
 ) -> None:
-    """Caption every image of a data set; what stands already is skipped."""
+    """Caption every image of a data set; what stands already is skipped.
+
+    \b
+    cloc caption --data data --out work/captions --preset finetune --report work/reports/captioning
+    """
     run_stage(
         "captioning",
         resolve(**settings),
@@ -61,7 +65,11 @@ def ground(
     result_dir: str | None,
     **settings: Any,
 ) -> None:
-    """Find boxes for the phrases of the captions; what stands already is skipped."""
+    """Find boxes for the phrases of the captions; what stands already is skipped.
+
+    \b
+    cloc ground --data data --captions work/captions --out work/regions --preset finetune
+    """
     run_stage(
         "grounding",
         resolve(**settings),
@@ -73,10 +81,14 @@ def ground(
 
 @click.group()
 def teachers() -> None:
-    """Make labelling models of your own from a labelled part of the data."""
+    """Make labelling models of your own from a labelled part of the data.
+
+    \b
+    cloc teachers fit --data data --out work/teachers
+    """
 
 
-@teachers.command()
+@teachers.command(short_help="Fit a small captioner and a small open-vocabulary detector.")
 @_data
 @click.option("--out", required=True, help="Folder of the teachers: captioner and detector.")
 @settings_options
@@ -99,7 +111,11 @@ def fit(data: str, out: str, **settings: Any) -> None:
 @click.option("--worker", default="", metavar="I/N", help="Only check a share of the shards, into --sums.")
 @settings_options
 def validate(data: str, captions: str, regions: str, out: str, sums: str, worker: str, **settings: Any) -> None:
-    """Check labels with Great Expectations; exit code 4 when the gate fails."""
+    """Check labels with Great Expectations; exit code 4 when the gate fails.
+
+    \b
+    cloc validate --data data --captions work/captions --regions work/regions --out work/validation
+    """
     inputs = {"data": data, "captions": captions, "regions": regions, "worker": worker}
     run_stage("validation", resolve(**settings), inputs=inputs, outputs={"report": out, "sums": sums})
 
@@ -130,7 +146,7 @@ def pretrain(
     Told to stop (SIGTERM, Ctrl-C), it saves and ends with exit code 75 or 130; the same command goes on from there.
 
     \b
-    cloc pretrain --data data --captions work/captions --regions work/regions --out work/cloc -S train.processes=2
+    cloc pretrain --data data --captions work/captions --regions work/regions --out work/cloc
     cloc pretrain ... -S train.scheduler=kubernetes -S train.kubernetes.image=registry/cloc:1 \\
                       -S train.storage=s3://bucket/runs --dry-run
     """
@@ -180,7 +196,11 @@ def evaluate(data: str, models: tuple[str, ...], out: str, **settings: Any) -> N
 @click.option("--out", required=True, help="Folder of the receipt.")
 @settings_options
 def register(evaluation: str, model: str, out: str, **settings: Any) -> None:
-    """Register a model in MLflow when it passes the gate; exit code 4 when it does not."""
+    """Register a model in MLflow when it passes the gate; exit code 4 when it does not.
+
+    \b
+    cloc register --evaluation work/evaluation --model work/cloc --out work/registration
+    """
     inputs = {"evaluation": evaluation, "model": model}
     run_stage("registration", resolve(**settings), inputs=inputs, outputs={"receipt": out})
 

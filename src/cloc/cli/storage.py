@@ -11,10 +11,14 @@ from cloc.errors import DataError
 
 @click.group()
 def storage() -> None:
-    """Try out where data sets shall lie: a folder, or an S3 endpoint."""
+    """Try out where data sets shall lie: a folder, or an S3 endpoint.
+
+    \b
+    cloc storage check s3://bucket/data
+    """
 
 
-@storage.command()
+@storage.command(short_help="Try everything that cloc needs of a place, and clean up.")
 @click.argument("url")
 @click.option("--quick", is_flag=True, help="4 MiB instead of 12, and no upload in parts.")
 @click.option("--json", "as_json", is_flag=True, help="The report as JSON.")

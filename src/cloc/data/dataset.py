@@ -87,7 +87,7 @@ class Dataset:
             DataError: the shard is empty, truncated, or does not hold the number of images that the manifest says.
         """
         source, left_out = self.source(shard), self._left_out(shard)
-        with self._open(shard) as stream:
+        with self.open_shard(shard) as stream:
             if shard.foreign:
                 yield from read_foreign(stream, source=source, left_out=left_out, images=shard.images)
             else:
@@ -96,13 +96,14 @@ class Dataset:
     def open_images(self, shard: Shard) -> "EncodedImages":
         """Opens a shard to stream its encoded images alone. Close what is returned."""
         left_out = self._left_out(shard) if shard.foreign else None
-        return EncodedImages(self._open(shard), source=self.source(shard), left_out=left_out)
+        return EncodedImages(self.open_shard(shard), source=self.source(shard), left_out=left_out)
 
     def source(self, shard: Shard) -> str:
         """What to call a shard's tar in errors."""
         return shard.path if shard.foreign else f"{self.images.url}/{shard.path}"
 
-    def _open(self, shard: Shard) -> BinaryIO:
+    def open_shard(self, shard: Shard) -> BinaryIO:
+        """A stream over a shard's tar, front to back. Raises DataError when there is none."""
         if shard.foreign:
             folder, _, name = shard.path.rpartition("/")
             return open_storage(folder or "/").open(name)

@@ -9,7 +9,7 @@ import hashlib
 import io
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
@@ -20,7 +20,7 @@ from cloc.data.storage import Storage
 from cloc.errors import DataError
 
 _INPUT, _CONFIG, _ROWS = b"cloc.input_hash", b"cloc.config_hash", b"cloc.rows"
-_CONTENT, _STATISTICS = b"cloc.content_hash", b"cloc.statistics"
+_CONTENT, _STATISTICS, _MADE_BY = b"cloc.content_hash", b"cloc.statistics", b"cloc.made_by"
 _TAIL = 1 << 16  # bytes that hold the footer of all but huge tables
 
 
@@ -33,12 +33,14 @@ class TableInfo:
         content_hash: hash of its rows; "" in a table that something else wrote.
         statistics: its maker's numbers, JSON values; empty where it gave none.
     """
+        made_by: its maker (stage, model, settings), JSON values; empty where it did not say.
 
     input_hash: str
     config_hash: str
     content_hash: str
     statistics: Mapping[str, Any]
 
+    made_by: Mapping[str, Any] = field(default_factory=dict)
 
 def table_path(table: Table, shard: str) -> str:
     """Path of a shard's table inside its data set."""
@@ -55,6 +57,7 @@ def write_table(
     config_hash: str = "",
     statistics: str = "",
 ) -> int:
+    made_by: str = "",
     """Writes a shard's table whole and returns its number of rows. Equal arguments give equal bytes.
 
     Args:
@@ -63,6 +66,7 @@ def write_table(
         input_hash, config_hash: what it was made from, for `is_current`.
         statistics: numbers that its maker wants to find again, a JSON object.
     """
+        made_by: its maker, a JSON object without times and places.
     schema = SCHEMAS[table]
     data = pa.Table.from_pylist(list(rows), schema=schema)
     metadata = {
@@ -72,6 +76,7 @@ def write_table(
         _CONTENT: _content(data).encode(),
         _STATISTICS: statistics.encode(),
     }
+        **({_MADE_BY: made_by.encode()} if made_by else {}),
     sink = io.BytesIO()
     pq.write_table(data.replace_schema_metadata(metadata), sink, compression="zstd")
     storage.write_bytes(table_path(table, shard), sink.getvalue())
@@ -116,6 +121,7 @@ def table_info(storage: Storage, table: Table, shard: str) -> TableInfo | None:
         content_hash=texts[_CONTENT],
         statistics=json.loads(metadata.get(_STATISTICS) or b"{}"),
     )
+        made_by=json.loads(metadata.get(_MADE_BY) or b"{}"),
 
 
 def is_current(storage: Storage, table: Table, shard: str, *, input_hash: str, config_hash: str) -> bool:
@@ -135,6 +141,17 @@ def content_hash(storage: Storage, table: Table, shard: str) -> str:
 
 
 def _metadata(body: bytes) -> Mapping[bytes, bytes]:
+def is_intact(storage: Storage, table: Table, shard: str) -> bool:
+    """Whether a shard's table still has the rows whose hash it carries; reads it whole. False without such a hash.
+
+    Raises:
+        DataError: there is no such table, or it is unreadable.
+    """
+    info = table_info(storage, table, shard)
+    rows = read_table(storage, table, shard).replace_schema_metadata(None)
+    return info is not None and info.content_hash == _content(rows)
+
+
     return pq.read_metadata(pa.BufferReader(body)).metadata or {}
 
 

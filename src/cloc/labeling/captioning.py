@@ -17,7 +17,7 @@ from cloc.labeling.jobs import decode_threads, run_job
 from cloc.labeling.names import Names
 from cloc.labeling.quality import caption_counts, quality_metrics
 from cloc.labeling.report import captioning_report
-from cloc.labeling.settings import config_hash, with_teacher
+from cloc.labeling.settings import recipe, with_teacher
 from cloc.labeling.text import clean
 from cloc.labeling.worker import Item, Job, Labels
 from cloc.stage import StageResult
@@ -130,7 +130,7 @@ def run(config: Config, *, inputs: Inputs, outputs: Outputs) -> StageResult:
     """
     data = resolve_split(inputs.data, config.data.train_split)
     section = with_teacher(config.captioning, inputs.teachers, name="captioner", key=STAGE)
-    human = section.backend == "annotations"
+    made_of, human = recipe(section, config.data, stage=STAGE), section.backend == "annotations"
     job = Job(
         stage=STAGE,
         table="captions",
@@ -139,7 +139,8 @@ def run(config: Config, *, inputs: Inputs, outputs: Outputs) -> StageResult:
         output=outputs.captions,
         reads=("captions",),
         required=("captions",) if human else (),
-        config_hash=config_hash(section, config.data),
+        config_hash=made_of.hash,
+        made_by=made_of.made_by,
         batch_size=section.batch_size,
         min_side=config.data.min_side,
         max_pixels=config.data.max_pixels,

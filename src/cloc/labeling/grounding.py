@@ -18,7 +18,7 @@ from cloc.labeling.jobs import decode_threads, run_job
 from cloc.labeling.names import Names
 from cloc.labeling.quality import quality_counts, quality_metrics
 from cloc.labeling.report import grounding_report
-from cloc.labeling.settings import config_hash, with_teacher
+from cloc.labeling.settings import recipe, with_teacher
 from cloc.labeling.text import clean
 from cloc.labeling.worker import Item, Job, Labels
 from cloc.stage import StageResult
@@ -132,7 +132,7 @@ def run(config: Config, *, inputs: Inputs, outputs: Outputs) -> StageResult:
     """
     data = resolve_split(inputs.data, config.data.train_split)
     section = with_teacher(config.grounding, inputs.teachers, name="detector", key=STAGE)
-    human = section.backend == "annotations"
+    made_of, human = recipe(section, config.data, stage=STAGE), section.backend == "annotations"
     reads: tuple[Table, ...] = ("captions",)
     if human:
         reads = ("regions", "captions") if section.phrases == "alt_text_ngrams" else ("regions",)
@@ -144,7 +144,8 @@ def run(config: Config, *, inputs: Inputs, outputs: Outputs) -> StageResult:
         output=outputs.regions,
         reads=reads,
         required=reads,
-        config_hash=config_hash(section, config.data),
+        config_hash=made_of.hash,
+        made_by=made_of.made_by,
         batch_size=section.batch_size,
         min_side=config.data.min_side,
         max_pixels=config.data.max_pixels,

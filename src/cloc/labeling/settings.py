@@ -47,8 +47,22 @@ def with_teacher(section: S, teachers: str, *, name: str, key: str) -> S:
     return section.model_copy(update={"model": str(folder)})
 
 
-def config_hash(section: CaptioningConfig | GroundingConfig, data: DataConfig) -> str:
-    """Hash of a stage's section, the limits on images, and the model: the files of a folder, the id of a hub's.
+@dataclass(frozen=True)
+class Recipe:
+    """What labels are made with.
+
+    Attributes:
+        hash: of all that the labels depend on.
+        made_by: the same to read, JSON: stage, backend, model, the hash of its files, what a teacher was fitted on,
+            and the settings. No times and no places: equal labels have equal tables.
+    """
+
+    hash: str
+    made_by: str
+
+
+def recipe(section: CaptioningConfig | GroundingConfig, data: DataConfig, *, stage: str) -> Recipe:
+    """Of a stage's section, the limits on images, and the model: the files of a folder, the id of a hub's.
 
     Where a folder lies does not count: the same teachers, or the same tagger, label alike in any place.
     """
@@ -60,8 +74,32 @@ def config_hash(section: CaptioningConfig | GroundingConfig, data: DataConfig) -
     }
     model = "" if section.backend == "annotations" else section.model
     folder = Path(model)
-    content = [folder.name, *_files(folder)] if model and folder.is_dir() else model
-    return fingerprint(settings, data.min_side, data.max_pixels, content)
+    made_by: dict[str, Any] = {"stage": stage, "backend": section.backend, "model": model}
+    content: Any = model
+    if model and folder.is_dir():
+        files = _files(folder)
+        content = [folder.name, *files]
+        made_by |= {"model": folder.name, "model_digest": fingerprint(files), "fitted_on": _fitted_on(folder)}
+    limits = {"min_side": data.min_side, "max_pixels": data.max_pixels}
+    made_by["settings"] = {**{name: value for name, value in settings.items() if name != "backend"}, **limits}
+    return Recipe(
+        hash=fingerprint(settings, data.min_side, data.max_pixels, content),
+        made_by=json.dumps(made_by, sort_keys=True),
+    )
+
+
+def model_digest(folder: str | Path) -> str:
+    """Hash of a labelling model's files, as `Recipe.made_by` has it."""
+    return fingerprint(_files(Path(folder)))
+
+
+def _fitted_on(folder: Path) -> dict[str, Any]:
+    """What a teacher was fitted on, as `cloc teachers fit` recorded it beside the model; empty for any other model."""
+    try:
+        receipt = json.loads(folder.with_name(f"{folder.name}.json").read_text())
+        return dict(receipt["fitted_on"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}  # a model of others, or of a release that did not record it
 
 
 def _files(folder: Path) -> list[tuple[str, str]]:

@@ -125,6 +125,7 @@ class Job:
         reads: tables that the labels depend on besides the images.
         required: those of them that must be there.
         config_hash: hash of the settings that the labels depend on.
+        made_by: what labels, for the table's metadata: JSON, or "".
         batch_size: images a batch.
         min_side, max_pixels: limits on images, pixels.
         threads: threads that decode and prepare images, a process.
@@ -142,6 +143,7 @@ class Job:
     min_side: int
     max_pixels: int
     threads: int = 1
+    made_by: str = ""
 
     def open(self) -> Dataset:
         """The data set with the tables that the job reads."""
@@ -361,7 +363,7 @@ class Worker:
         # Quarantine first: the stage's own table is the commit that a rerun looks for.
         others = [row for row in _quarantine(self._output, name) if row["stage"].partition("/")[0] != job.stage]
         write(table="quarantine", rows=[*others, *refused])
-        write(table=job.table, rows=rows, statistics=stats.to_json())
+        write(table=job.table, rows=rows, statistics=stats.to_json(), made_by=job.made_by)
         return stats
 
 

@@ -120,7 +120,7 @@ class _Fitter:
         receipt_path.unlink(missing_ok=True)
         unfinished = self._folder / f".tmp-{name}"
         shutil.rmtree(unfinished, ignore_errors=True)
-        receipt = {"made_of": made_of, **fit(unfinished)}
+        receipt = {"made_of": made_of, "fitted_on": self._fitted_on(), **fit(unfinished)}
         shutil.rmtree(target, ignore_errors=True)
         unfinished.rename(target)
         # The receipt is the commit: whole or not at all, and last.
@@ -128,6 +128,17 @@ class _Fitter:
             receipt_path.name, (json.dumps(receipt, indent=1, sort_keys=True) + "\n").encode()
         )
         return receipt
+
+    def _fitted_on(self) -> dict[str, Any]:
+        """The split, for those who ask what a teacher learned from."""
+        data = self._data
+        return {
+            "split": self._section.split,
+            "data_digest": data.digest,
+            "labels_digest": data.labels_digest(),
+            "images": data.manifest.images,
+            "made_by": str(data.manifest.made_by.get("tool", "")),
+        }
 
     def _fit_detector(self, target: Path) -> dict[str, Any]:
         from cloc.labeling.models import pick_device

@@ -110,7 +110,7 @@ def check_tables(record: Mapping[str, Any], table: Table, *, data: str) -> Itera
     if not infos:
         yield Check(f"{place}/{table}", "gone")
     elif wrong:
-        yield Check(f"{place}/{table}", "differs", f"the rows of {', '.join(wrong[:3])} are not those that were written")
+        yield Check(f"{place}/{table}", "differs", f"{', '.join(wrong[:3])}: not the rows that were written")
     else:
         yield compared(f"{place}/{table}", expected=str(record["digest"]), found=digest)
 

@@ -1,8 +1,9 @@
 """The label tables beside a shard: small Parquet files that appear whole and say what they were made from.
 
 Each table's metadata carries `input_hash` (what was read: the tar's sha256 and the tables joined to it),
-`config_hash` (the settings that matter), the hash of its own rows, and the maker's statistics. So a rerun skips what is
-done, redoes what changed, and counts what stands, by the last few kilobytes of each file alone.
+`config_hash` (the settings that matter), what made it, the hash of its own rows, and the maker's statistics. So a rerun
+skips what is done, redoes what changed, and counts what stands, and a model can be traced to its labellers, by the last
+few kilobytes of each file alone.
 """
 
 import hashlib
@@ -32,15 +33,15 @@ class TableInfo:
         input_hash, config_hash: what it was made from; "" where its maker did not say.
         content_hash: hash of its rows; "" in a table that something else wrote.
         statistics: its maker's numbers, JSON values; empty where it gave none.
-    """
         made_by: its maker (stage, model, settings), JSON values; empty where it did not say.
+    """
 
     input_hash: str
     config_hash: str
     content_hash: str
     statistics: Mapping[str, Any]
-
     made_by: Mapping[str, Any] = field(default_factory=dict)
+
 
 def table_path(table: Table, shard: str) -> str:
     """Path of a shard's table inside its data set."""
@@ -56,8 +57,8 @@ def write_table(
     input_hash: str = "",
     config_hash: str = "",
     statistics: str = "",
-) -> int:
     made_by: str = "",
+) -> int:
     """Writes a shard's table whole and returns its number of rows. Equal arguments give equal bytes.
 
     Args:
@@ -65,8 +66,8 @@ def write_table(
         rows: by the contract's columns.
         input_hash, config_hash: what it was made from, for `is_current`.
         statistics: numbers that its maker wants to find again, a JSON object.
-    """
         made_by: its maker, a JSON object without times and places.
+    """
     schema = SCHEMAS[table]
     data = pa.Table.from_pylist(list(rows), schema=schema)
     metadata = {
@@ -75,8 +76,8 @@ def write_table(
         _ROWS: str(len(data)).encode(),
         _CONTENT: _content(data).encode(),
         _STATISTICS: statistics.encode(),
-    }
         **({_MADE_BY: made_by.encode()} if made_by else {}),
+    }
     sink = io.BytesIO()
     pq.write_table(data.replace_schema_metadata(metadata), sink, compression="zstd")
     storage.write_bytes(table_path(table, shard), sink.getvalue())
@@ -120,8 +121,8 @@ def table_info(storage: Storage, table: Table, shard: str) -> TableInfo | None:
         config_hash=texts[_CONFIG],
         content_hash=texts[_CONTENT],
         statistics=json.loads(metadata.get(_STATISTICS) or b"{}"),
-    )
         made_by=json.loads(metadata.get(_MADE_BY) or b"{}"),
+    )
 
 
 def is_current(storage: Storage, table: Table, shard: str, *, input_hash: str, config_hash: str) -> bool:
@@ -140,7 +141,6 @@ def content_hash(storage: Storage, table: Table, shard: str) -> str:
     return hashlib.sha256(storage.read_bytes(table_path(table, shard))).hexdigest()
 
 
-def _metadata(body: bytes) -> Mapping[bytes, bytes]:
 def is_intact(storage: Storage, table: Table, shard: str) -> bool:
     """Whether a shard's table still has the rows whose hash it carries; reads it whole. False without such a hash.
 
@@ -152,6 +152,7 @@ def is_intact(storage: Storage, table: Table, shard: str) -> bool:
     return info is not None and info.content_hash == _content(rows)
 
 
+def _metadata(body: bytes) -> Mapping[bytes, bytes]:
     return pq.read_metadata(pa.BufferReader(body)).metadata or {}
 
 

@@ -1,8 +1,11 @@
-"""Which model labels, and which settings the labels depend on, as a hash: a rerun redoes what they changed."""
+"""Which model labels, and which settings the labels depend on: as a hash, so that a rerun redoes what they changed, and
+as what each table says of its maker, so that a model can be traced to the captioner and the detector."""
 
 import hashlib
+import json
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from cloc.config.schema import CaptioningConfig, Config, DataConfig, GroundingConfig
 from cloc.errors import ConfigError

@@ -16,7 +16,7 @@ from PIL import Image
 from cloc.boxes import BoxesXYXY, Letterbox
 from cloc.data.transforms import letterbox
 from cloc.evaluation.encoding import crop
-from cloc.evaluation.models import EvaluatedModel, Reader
+from cloc.evaluation.models import EncodedBatch, EvaluatedModel, Reader
 
 COLOR_MAP = "inferno"  # perceptually even, and lighter where more, for colour-blind eyes and in print, too
 _CELLS, _CROP_CELLS = 24, 10  # most cells a side; every cell of the crop reader is an image to encode
@@ -111,12 +111,19 @@ def legend(steps: int = 9) -> list[str]:
 
 
 def similarity(
-    model: EvaluatedModel, reader: Reader, image: Image.Image, texts: Sequence[str], *, batch_size: int
+    model: EvaluatedModel,
+    reader: Reader,
+    image: Image.Image,
+    texts: Sequence[str],
+    *,
+    batch_size: int,
+    encoded: EncodedBatch | None = None,
 ) -> list[Heat]:
     """Where a model sees texts in an RGB image, by one of its readers.
 
     Args:
         batch_size: images a call, for a reader that encodes every window.
+        encoded: what the model made of this very image, where that is at hand.
     """
     import torch
 
@@ -131,7 +138,7 @@ def similarity(
             crops = [letterbox(crop(image, box), size=model.size)[0] for box in boxes]
             regions_RE = model.embed_images(np.stack(crops), batch_size=batch_size)
         else:
-            encoded = model.encode_images(pixels_SS3[None], batch_size=1)
+            encoded = encoded or model.encode_images(pixels_SS3[None], batch_size=1)
             regions_RE = model.read_regions(encoded, [frame.to_padded(boxes)], reader)
     shape = cells_on(frame, cells=cells)
     return [Heat(values.reshape(shape).astype(np.float64), frame, cells) for values in texts_TE @ regions_RE.T]

@@ -13,6 +13,8 @@ from typing import Any
 
 RESULT_FILE = "stage_result.json"
 CONFIG_FILE = "config.yaml"
+LINEAGE_FILE = "lineage.json"
+"""What a model was made of, beside it: data, labels and their makers, code, run (see `cloc.training.lineage`)."""
 
 
 @dataclass(frozen=True)

@@ -17,12 +17,13 @@ from cloc.data.fetching import copy
 from cloc.data.storage import open_storage
 from cloc.errors import ConfigError, DataError, TrainingError
 from cloc.model.processing import train_tokenizer
-from cloc.stage import StageResult, fingerprint
+from cloc.stage import LINEAGE_FILE, StageResult, fingerprint
 from cloc.training.data_check import check_data, held_out
 from cloc.training.doctor import preflight
 from cloc.training.job import TrainingJob
 from cloc.training.jobfile import JOB_FILE, METRICS_FILE, SUMMARY_FILE, TOKENIZER
 from cloc.training.launch import home, impatient, reachable, request_text, run_app, training_app
+from cloc.training.lineage import write_lineage
 
 STAGE = "pretraining"
 LOGS = "logs"
@@ -89,6 +90,7 @@ def run(config: Config, *, inputs: Inputs, outputs: Outputs) -> StageResult:
     run_app(app, config.train, log_dir=output / LOGS)
     if config.train.storage:
         _bring(job.output, output)
+    write_lineage(output, config, dataset, objective=job.objective, compute_of=inputs.match_compute_of)
     return _result(output)
 
 
@@ -212,5 +214,9 @@ def _result(output: Path) -> StageResult:
         metrics=metrics,
         counts={name: summary[name] for name in ("steps", "samples", "parameters", "unusable_samples")},
         message=f"{summary['objective']} trained for {summary['steps']} steps in {summary['wall_seconds']:.0f} s",
-        artifacts={"model": str(output), "metrics over time": str(output / METRICS_FILE)},
+        artifacts={
+            "model": str(output),
+            "metrics over time": str(output / METRICS_FILE),
+            "lineage": str(output / LINEAGE_FILE),
+        },
     )

@@ -7,6 +7,7 @@ import json
 from rich.console import Console
 
 from cloc.evaluation import summary, tables
+from cloc.pages import escape
 from tests.evaluation_data import CLOC, COMPUTE, PUBLIC, STEPS, block, make_metrics
 
 
@@ -158,7 +159,7 @@ class TestTables:
         for text in (summary.headline_markdown(metrics), tables.markdown(tables.sheets(metrics))):
             assert r"\[red\]a\|b" in text
             assert "[red]" not in text
-        assert summary.escape("a\n| b") == r"a \| b"
+        assert escape("a\n| b") == r"a \| b"
 
     def test_every_protocol_has_a_table(self):
         found = {sheet.name: sheet for sheet in tables.sheets(make_metrics())}

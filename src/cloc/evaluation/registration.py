@@ -13,6 +13,7 @@ from typing import Any
 from cloc.config import Config
 from cloc.data.storage import open_storage
 from cloc.errors import DataError, GateFailed
+from cloc.evaluation.card import CARD_FILE, model_card
 from cloc.evaluation.gate import judge
 from cloc.evaluation.promotion import ESTIMATES_FILE, METRICS_FILE, Measured
 from cloc.evaluation.provenance import weights_digest
@@ -44,7 +45,8 @@ class Outputs:
     """What the stage writes.
 
     Attributes:
-        receipt: folder of `receipt.json`: verdict, version, decision and their reasons, the model and its figures.
+        receipt: folder of `receipt.json`: verdict, version, decision and their reasons, the model and its figures; and
+            of `model_card.md`.
     """
 
     receipt: str
@@ -73,13 +75,15 @@ def run(config: Config, *, inputs: Inputs, outputs: Outputs) -> StageResult:
         "report": report,
         "metrics": measured.metrics,
     }
-    open_storage(outputs.receipt).write_bytes(RECEIPT_FILE, (json.dumps(receipt, indent=1) + "\n").encode())
-    path = f"{outputs.receipt.rstrip('/')}/{RECEIPT_FILE}"
+    card = model_card(measured.metrics, model=measured.model, folder=inputs.model, source=outcome.version.address)
+    storage, place = open_storage(outputs.receipt), outputs.receipt.rstrip("/")
+    storage.write_bytes(CARD_FILE, card.encode())
+    storage.write_bytes(RECEIPT_FILE, (json.dumps(receipt, indent=1) + "\n").encode())
     return StageResult(
         stage=STAGE,
         metrics={"gate/passed": 1.0, "gate/champion": float(outcome.champion)},
         message=f"{measured.model} passed the gate; {outcome.sentence}",
-        artifacts={"receipt": path, "report": report},
+        artifacts={"receipt": f"{place}/{RECEIPT_FILE}", "model card": f"{place}/{CARD_FILE}", "report": report},
     )
 
 

@@ -12,6 +12,8 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from cloc.pages import escape
+
 READERS = {
     "crop": "crop",
     "roi_align": "RoIAlign",
@@ -386,8 +388,3 @@ def _leakage(metrics: Mapping[str, Any]) -> Iterator[str]:
                 f"{leaked['exact'] + leaked['near']} of the {leaked['images']} images of {name} occur in "
                 f"{leaked['split']} ({leaked['exact']} exact, {leaked['near']} near)."
             )
-
-
-def escape(text: str) -> str:
-    """Text inside a line of Markdown, with nothing left that formats."""
-    return "".join(f"\\{char}" if char in "\\|`*_<>[]" else char for char in " ".join(text.split()))

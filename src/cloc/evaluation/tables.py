@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from cloc.evaluation.summary import DASH, MINUS, escape, known, reader_name, signed
+from cloc.evaluation.summary import DASH, MINUS, known, reader_name, signed
+from cloc.pages import escape
 
 Scores = Mapping[str, Any]
 

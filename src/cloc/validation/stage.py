@@ -15,6 +15,7 @@ from cloc.data.dataset import Dataset, resolve_split
 from cloc.data.selection import Selection
 from cloc.errors import ConfigError, DataError, GateFailed
 from cloc.stage import StageResult
+from cloc.validation.card import CARD_FILE, data_card
 from cloc.validation.console import print_verdict
 from cloc.validation.docs import build_docs
 from cloc.validation.drift import Reference
@@ -23,7 +24,7 @@ from cloc.validation.gallery import draw_findings
 from cloc.validation.languages import language_share
 from cloc.validation.occurrences import LEAKED, Occurrences, count_occurrences
 from cloc.validation.passes import Sums, check_shards
-from cloc.validation.report import DOCS_FILE, JSON_FILE, PAGE_FILE, Report, Source, counts
+from cloc.validation.report import DOCS_FILE, JSON_FILE, PAGE_FILE, Report, Source, counts, write_text
 from cloc.validation.results import CheckResult, Tally
 from cloc.validation.suites import Suites, suites
 from cloc.validation.summary import Summary
@@ -93,6 +94,7 @@ def run(config: Config, *, inputs: Inputs, outputs: Outputs) -> StageResult:
     )
     build_docs(folder, checks=checks.all, results=results)
     report.write(folder)
+    write_text(folder / CARD_FILE, data_card(report, dataset))
     print_verdict(report, folder)
     result = _result(report, folder)
     if report.failed:
@@ -143,6 +145,7 @@ def _result(report: Report, folder: Path) -> StageResult:
             "validation report": str(folder / PAGE_FILE),
             "validation data docs": str(folder / DOCS_FILE),
             "validation results": str(folder / JSON_FILE),
+            "data card": str(folder / CARD_FILE),
         },
     )
 

@@ -7,7 +7,7 @@ behaves alike everywhere. Stages meet only through the data contract and the fil
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +18,30 @@ LINEAGE_FILE = "lineage.json"
 
 
 @dataclass(frozen=True)
+class ModelResult:
+    """What a stage that measures several models says of one of them; in MLflow it has a run of its own.
+
+    Attributes:
+        metrics: its figures, by the names of `cloc.tracking.names`.
+        about: how it came about, as far as that is known: objective, steps, hash of its weights, ...
+    """
+
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class StageResult:
     """What a stage reports, whoever called it.
 
     Attributes:
         stage: name of the stage in the registry.
-        metrics: numbers to compare runs by; keys are the MLflow metric names ("region/mAcc").
+        metrics: numbers to compare runs by, named by `cloc.tracking.names`; of several models those of the candidate.
         counts: how many items went through, were skipped, were quarantined.
         message: one line for a person.
         artifacts: files or folders worth keeping with the run, by the name to show.
+        models: every model that was measured, by the name of its row, where there are several.
+        made: hashes and names of what was made, to find the run by: `weights_sha256`, ...
         mlflow_run: id of the MLflow run that recorded the stage; set by `run_stage`, not saved.
     """
 
@@ -35,6 +50,8 @@ class StageResult:
     counts: Mapping[str, int] = field(default_factory=dict)
     message: str = ""
     artifacts: Mapping[str, str] = field(default_factory=dict)
+    models: Mapping[str, ModelResult] = field(default_factory=dict)
+    made: Mapping[str, str] = field(default_factory=dict)
     mlflow_run: str = ""
 
     def save(self, folder: str | Path) -> Path:
@@ -47,6 +64,8 @@ class StageResult:
             "counts": dict(self.counts),
             "message": self.message,
             "artifacts": dict(self.artifacts),
+            "models": {name: asdict(model) for name, model in self.models.items()},
+            "made": dict(self.made),
         }
         path.write_text(json.dumps(body, indent=2, sort_keys=True) + "\n")
         return path
@@ -55,6 +74,7 @@ class StageResult:
     def load(cls, folder: str | Path) -> "StageResult":
         """Reads what `save` wrote; what only earlier releases wrote is left out."""
         body = json.loads((Path(folder) / RESULT_FILE).read_text())
+        body["models"] = {name: ModelResult(**model) for name, model in body.get("models", {}).items()}
         return cls(**{item.name: body[item.name] for item in fields(cls) if item.name in body})
 
 

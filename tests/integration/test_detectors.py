@@ -424,7 +424,7 @@ def test_grounding_stage_writes_regions_that_can_be_used(tmp_path, make_dataset,
     result = run_grounding(config, data, data, tmp_path / "out")
     assert result.counts["quarantined"] == 0
     assert result.counts["refused_items"] > 0  # random weights draw thin boxes too
-    assert result.metrics["grounding/regions_per_image"] > 0
+    assert result.metrics["labels/regions_per_image"] > 0
     for sample in Dataset.open(data, regions=tmp_path / "out").read_all():
         phrases = PhraseExtractor(tagger="lexicon", max_phrases=20)([sample.captions[0]["text"]])
         boxes = np.array([[row[side] for side in ("x1", "y1", "x2", "y2")] for row in sample.regions]).reshape(-1, 4)

@@ -3,7 +3,6 @@
 import html.parser
 import io
 import json
-import re
 
 import numpy as np
 import pytest
@@ -22,6 +21,7 @@ from cloc.evaluation.encoding import crop
 from cloc.evaluation.features import Encoder, encode_split
 from cloc.evaluation.models import load_models
 from cloc.evaluation.truth import open_splits
+from cloc.tracking.names import problem
 from tests.evaluated_models import settings as tiny_settings
 from tests.evaluated_models import write_model
 
@@ -114,14 +114,19 @@ def test_the_whole_stage(tmp_path, collection, models):
     assert list(metrics["splits"]["test"]["grounding"]) == ["CLOC"]
     assert metrics["models"]["CLOC"]["steps"] == 10
     assert metrics["splits"]["test"]["retrieval"]["CLOC"]["i2t"]["candidates"] == 10
-    for name in (
-        "eval/test/region/clip-equal-compute/roi_align/mAcc",
-        "eval/other/region/cloc/prompter/top1",
-        "eval/test/retrieval/clip-equal-steps/i2t_R1",
-        "eval/test/grounding/cloc/acc_0.5",
+    assert list(result.models) == list(models)
+    for model, name in (
+        ("CLIP (equal compute)", "eval/region/test/roi_align/mAcc"),
+        ("CLIP (equal compute)", "eval/region/test/mAcc"),
+        ("CLOC", "eval/region/other/prompter/top1"),
+        ("CLIP (equal steps)", "eval/retrieval/test/i2t_R1"),
+        ("CLOC", "eval/grounding/test/acc_0.5"),
     ):
-        assert 0 <= result.metrics[name] <= 1
-    assert all(re.fullmatch(r"[/\w.\- ]+", name) for name in result.metrics)  # MLflow's rule
+        assert 0 <= result.models[model].metrics[name] <= 1
+    assert result.models["CLOC"].metrics.items() <= result.metrics.items()
+    assert result.models["CLOC"].about["weights_sha256"] == metrics["models"]["CLOC"]["weights_sha256"]
+    names = {name for own in (result, *result.models.values()) for name in own.metrics}
+    assert not [wrong for name in names if (wrong := problem(name))]
     assert result.counts["images"] == 15
     page = Page((tmp_path / "report" / "index.html").read_text())
     assert page.open == []

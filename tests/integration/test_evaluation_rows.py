@@ -1,7 +1,6 @@
 """The stage with rows of public models, questions about attributes, and a classification set."""
 
 import json
-import re
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +16,7 @@ from cloc.evaluation import stage
 from cloc.evaluation.confusion import OTHERS, square
 from cloc.evaluation.scoring import set_digest
 from cloc.evaluation.truth import open_splits
+from cloc.tracking.names import problem
 from tests.evaluated_models import settings, write_model, write_public
 
 NAMES = ("red square", "green square", "blue square")
@@ -53,8 +53,8 @@ def class_folders(root: Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def evaluated(tmp_path_factory) -> tuple[dict, dict, Path]:
-    """metrics.json, the flat metrics, and the report's folder."""
+def evaluated(tmp_path_factory) -> tuple[dict, dict[str, dict[str, float]], Path]:
+    """metrics.json, each model's metrics, and the report's folder."""
     from tests.conftest import write_dataset
 
     root = tmp_path_factory.mktemp("evaluated")
@@ -67,7 +67,8 @@ def evaluated(tmp_path_factory) -> tuple[dict, dict, Path]:
     )
     inputs = stage.Inputs(data=data, models={"CLOC": write_model(root / "cloc", "cloc")})
     result = stage.run(config, inputs=inputs, outputs=stage.Outputs(report=str(root / "report")))
-    return json.loads((root / "report" / "metrics.json").read_text()), dict(result.metrics), root / "report"
+    flat = {name: dict(own.metrics) for name, own in result.models.items()}
+    return json.loads((root / "report" / "metrics.json").read_text()), flat, root / "report"
 
 
 def test_public_rows_stand_beside_trained_ones(evaluated) -> None:
@@ -136,23 +137,31 @@ def test_classification(evaluated) -> None:
                 own = found["models"][metrics["headline"]["candidate"]]
                 gap = gaps[f"{way}/top1", name]
                 assert gap["value"] == pytest.approx(own[way]["top1"] - blocks[way]["top1"])
-    assert flat["eval/classification/colours/siglip/probe_top1"] == 1
+    assert flat["SigLIP"]["eval/classification/colours/probe_top1"] == 1
 
 
 def test_names_of_metrics(evaluated) -> None:
     _, flat, _ = evaluated
-    for name in (
-        "eval/test/region/siglip/masked/mAcc",
-        "eval/test/region/cloc/prompter/top1",
-        "eval/test/region_retrieval/clip/crop/r2t_R10",
-        "eval/test/attributes/cloc/prompter/hard_accuracy",
-        "eval/test/probe/cloc/crop/mAcc",
-        "eval/test/retrieval/siglip/t2i_R1",
-        "eval/test/grounding/cloc/acc_0.5",
-        "eval/test/coherence/clip/auc",
+    for model, name in (
+        ("SigLIP", "eval/region/test/masked/mAcc"),
+        ("CLOC", "eval/region/test/prompter/top1"),
+        ("CLIP", "eval/region_retrieval/test/crop/r2t_R10"),
+        ("CLOC", "eval/attributes/test/prompter/hard_accuracy"),
+        ("CLOC", "eval/probe/test/crop/mAcc"),
+        ("SigLIP", "eval/retrieval/test/t2i_R1"),
+        ("CLOC", "eval/grounding/test/acc_0.5"),
+        ("CLIP", "eval/coherence/test/auc"),
     ):
-        assert name in flat
-    assert all(re.fullmatch(r"[/\w.\- ]+", name) for name in flat)  # MLflow's rule
+        assert name in flat[model]
+    assert not [wrong for own in flat.values() for name in own if (wrong := problem(name))]
+
+
+def test_a_figure_of_what_reads_regions_is_that_of_its_best_reader(evaluated) -> None:
+    metrics, flat, _ = evaluated
+    for model, own in flat.items():
+        readers = metrics["models"][model]["readers"]
+        for figure in ("mAcc", "top1"):
+            assert own[f"eval/region/test/{figure}"] == max(own[f"eval/region/test/{way}/{figure}"] for way in readers)
 
 
 def test_the_confusion_of_the_candidate(evaluated) -> None:

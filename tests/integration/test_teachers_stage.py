@@ -65,8 +65,8 @@ def fit(config: Config, data: Path, out: Path) -> StageResult:
 def teachers(data: Path) -> Path:
     out = data.parent / "out"
     result = fit(settings(), data, out)
-    assert result.metrics["teachers/detector/cpu_seconds"] > 0
-    assert 0 <= result.metrics["teachers/captioner/named_objects"] <= 1
+    assert result.metrics["speed/detector_cpu_seconds"] > 0
+    assert 0 <= result.metrics["labels/named_objects"] <= 1
     assert result.counts["detector_held_out_images"] == result.counts["captioner_held_out_images"] > 0
     return out
 

@@ -110,7 +110,7 @@ def test_a_skipped_batch_leaves_no_trace(
     for key, value in found["without"].items():
         assert torch.equal(value, found["poisoned"][key]), key
     runs.assert_same_weights(tmp_path / "without", tmp_path / "poisoned")
-    assert runs.curve(tmp_path / "poisoned", "skipped_batches") == [0] * (BAD - 1) + [1] * (9 - BAD)
+    assert runs.curve(tmp_path / "poisoned", "train/skipped_batches") == [0] * (BAD - 1) + [1] * (9 - BAD)
 
 
 def test_a_bad_batch_stops_training_and_is_named(

@@ -204,6 +204,6 @@ def test_a_batch_that_is_bad_on_one_rank_is_skipped_on_all(data: str, two: Path,
     lines = [json.loads(line) for line in (out / "bad_batches.jsonl").read_text().splitlines()]
     assert lines
     assert all("000005" in line["keys"] and len(line["keys"]) == 8 for line in lines)
-    assert runs.curve(out, "skipped_batches")[-1] == len(lines)
+    assert runs.curve(out, "train/skipped_batches")[-1] == len(lines)
     assert ended.out.count("skipped: step ") == len(lines)
     assert given.identity() == replace(given, config=settings.model_dump(mode="json")).identity()

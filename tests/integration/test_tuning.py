@@ -50,7 +50,7 @@ def test_one_and_two_processes_tune_alike(data: str, encoder: str, two: Path, tm
     ended = runs.run(config({**LONG, "processes": 1}, streams=2), data, tmp_path / "one", encoder)
     assert ended.code == 0, ended.err[-2000:]
     for one, other in zip(rows(tmp_path / "one"), rows(two), strict=True):
-        assert one["loss"] == pytest.approx(other["loss"], rel=1e-4)
+        assert one["loss/answers"] == pytest.approx(other["loss/answers"], rel=1e-4)
         assert one["samples"] == other["samples"]
     one, other = runs.weights(tmp_path / "one"), runs.weights(two)
     assert one.keys() == other.keys()
@@ -86,7 +86,7 @@ def test_whatever_happens_to_it_it_ends_the_same(
         assert again.code == 0, again.err[-2000:]
     expected = runs.weights(two)
     assert all(torch.equal(value, expected[name]) for name, value in runs.weights(tmp_path / "out").items())
-    assert [row["loss"] for row in rows(tmp_path / "out")] == [row["loss"] for row in rows(two)]
+    assert [row["loss/answers"] for row in rows(tmp_path / "out")] == [row["loss/answers"] for row in rows(two)]
     assert (tmp_path / "out" / "predictions.jsonl").read_text() == (two / "predictions.jsonl").read_text()
 
 
@@ -126,11 +126,12 @@ def test_stage_with_two_seeds_and_a_sampler(encoder: str, tmp_path: Path) -> Non
         inputs=stage.Inputs(data=str(data), captions=train, regions=train, encoder=encoder, region_sampler="prompter"),
         outputs=stage.Outputs(adapter=str(out)),
     )
-    assert {"mllm/refer/accuracy", "mllm/refer/noun_accuracy", "mllm/ground/acc@0.5"} <= result.metrics.keys()
+    names = {f"eval/mllm_{name}" for name in ("refer/test/accuracy", "refer/test/noun_accuracy", "ground/test/acc_0.5")}
+    assert names <= result.metrics.keys()
     assert result.counts["test_images"] == 4
     results = json.loads((out / "results.json").read_text())
     assert (results["encoder_objective"], results["test"], results["seeds"]) == ("cloc", "test", 2)
-    assert results["figures"]["mllm/refer/accuracy"] == result.metrics["mllm/refer/accuracy"]
+    assert results["figures"]["eval/mllm_refer/test/accuracy"] == result.metrics["eval/mllm_refer/test/accuracy"]
     about = [json.loads((place / "adapter.json").read_text()) for place in (out, out / "seeds" / "1")]
     assert [item["seed"] for item in about] == [0, 1]
     assert about[0]["region_sampler"]["kind"] == "prompter"
@@ -177,7 +178,7 @@ def test_expressions_of_a_file_are_grounded_in_their_own_rows(encoder: str, tmp_
         inputs=stage.Inputs(data=data, captions=data, regions=data, encoder=encoder),
         outputs=stage.Outputs(adapter=str(out)),
     )
-    assert "mllm/refcoco/ground/acc@0.5" in result.metrics
+    assert "eval/mllm_ground/refcoco/acc_0.5" in result.metrics
     (item,) = [each for each in read_predictions(out / "predictions.jsonl") if each.source]
     assert item.right == [pytest.approx((0.1, 0.1, 0.6, 0.6))]
     assert "refcoco:" in (out / "report" / "index.html").read_text()

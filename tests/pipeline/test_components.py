@@ -83,7 +83,7 @@ def captions(new: Folder, given: dict[str, str], data: Any, teachers_made: Any) 
         parameters=given["captioning"], data=data, teachers=teachers_made, captions=artifact, metrics=metrics, **shown
     )
     assert "<html" in Path(shown["page"].path).read_text()
-    assert metrics.metadata["captioning/captions_per_image"] >= 1
+    assert metrics.metadata["labels/captions_per_image"] >= 1
     return artifact
 
 
@@ -100,7 +100,7 @@ def regions(new: Folder, given: dict[str, str], data: Any, captions: Any, teache
         **shown,
     )
     assert "<html" in Path(shown["page"].path).read_text()
-    assert metrics.metadata["grounding/regions_per_image"] > 0
+    assert metrics.metadata["labels/regions_per_image"] > 0
     return artifact
 
 
@@ -193,7 +193,7 @@ def test_validation_shows_its_report(
     validation.python_func(parameters=given["validation"], **labels, report=new("checks"), metrics=metrics, **shown)
     assert "Validation passed" in Path(shown["page"].path).read_text()
     assert "Data Docs" in Path(shown["data_docs"].path).read_text()
-    assert metrics.metadata["validation/checks_failed"] == 0
+    assert metrics.metadata["checks/failed"] == 0
 
 
 def test_validation_that_fails_is_one_line(
@@ -283,7 +283,7 @@ def test_evaluation_registration_adapter_and_summary(
         page=answers,
         metrics=metrics,
     )
-    assert "mllm/refer/accuracy" in metrics.metadata
+    assert "eval/mllm_refer/test/accuracy" in metrics.metadata
     assert "refers, word for word" in Path(answers.path).read_text()
     results, page, figures = new("results"), new("page.md", dsl.Markdown), new("figures", dsl.Metrics)
     side_by_side = new("answers.html", dsl.HTML)

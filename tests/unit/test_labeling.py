@@ -61,8 +61,8 @@ def test_both_stages_join_back_to_the_images(tmp_path, make_dataset):
         "refused_items": 0,
     }
     result = ground(config, data, tmp_path / "captions", tmp_path / "regions")
-    assert result.metrics["grounding/regions_per_image"] == 2
-    assert result.metrics["grounding/words_per_region"] == 2
+    assert result.metrics["labels/regions_per_image"] == 2
+    assert result.metrics["labels/words_per_region"] == 2
     original = list(Dataset.open(tmp_path / "data/train").read_all())
     labelled = Dataset.open(tmp_path / "data/train", captions=tmp_path / "captions", regions=tmp_path / "regions")
     assert [(sample.captions, sample.regions) for sample in labelled.read_all()] == [
@@ -75,9 +75,9 @@ def test_statistics_do_not_count_the_alt_text(tmp_path, make_dataset):
     result = captioning.run(
         settings(), inputs=captioning.Inputs(data=data), outputs=captioning.Outputs(captions=str(tmp_path / "out"))
     )
-    assert result.metrics["captioning/captions_per_image"] == 1
-    assert result.metrics["captioning/words_per_caption"] == 8
-    assert result.metrics["captioning/coverage"] == 1
+    assert result.metrics["labels/captions_per_image"] == 1
+    assert result.metrics["labels/words_per_caption"] == 8
+    assert result.metrics["labels/caption_coverage"] == 1
 
 
 def test_alt_text_of_the_sample_is_kept_when_the_table_has_none(tmp_path):
@@ -131,7 +131,7 @@ def test_changed_settings_and_changed_input_are_redone_and_speed_is_not(tmp_path
     write_table(open_storage(data), "regions", "00001", [])
     again = ground(settings(grounding__min_box_side=0.02), data, data, out)
     assert again.counts["skipped"] == 4
-    assert again.metrics["grounding/regions_per_image"] == 1
+    assert again.metrics["labels/regions_per_image"] == 1
 
 
 def test_a_damaged_table_is_made_again(tmp_path, make_dataset):

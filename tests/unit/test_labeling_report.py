@@ -210,7 +210,7 @@ def test_curves_and_the_table_of_shards_are_bounded(
     page = job.ground(tmp_path / "report")
     rows = lines(tmp_path / "report" / "metrics.jsonl")
     assert [row["step"] for row in rows] == [0, 3, 6, 9]
-    assert [row["shards/grounding/regions_per_image"] for row in rows] == pytest.approx([4 / 3, 5 / 3, 4 / 3, 3 / 2])
+    assert [row["shards/labels/regions_per_image"] for row in rows] == pytest.approx([4 / 3, 5 / 3, 4 / 3, 3 / 2])
     assert len(lines(tmp_path / "report" / "statistics.jsonl")) == 11
     assert "The first 3 of 11 shards; all of them stand in statistics.jsonl." in page.text
     assert page.tags.count("tr") == 3 + 4  # the shards, two headings, two rows beside the paper's
@@ -255,7 +255,7 @@ def test_captioning_report_shows_the_kinds_side_by_side(job: Job, tmp_path: Path
     page = job.caption(tmp_path / "report")
     body = json.loads((tmp_path / "report" / "statistics.json").read_text())
     assert body["rows"] == 12, "the alt-text is not counted"
-    assert body["metrics"]["captions/named_objects"] == pytest.approx(0.75)
+    assert body["metrics"]["labels/named_objects"] == pytest.approx(0.75)
     assert "Length of a caption 5.0 words 44.9 tokens" in page.text
     assert "By a caption 75.0% By the alt-text 25.0%" in page.text
     assert "one red thing and another 12" in page.text, "the commonest caption"
@@ -275,7 +275,7 @@ def test_without_human_boxes_there_is_no_quality_and_no_verdict(
     assert "people" not in page.text
     assert "✓" not in page.text
     assert page.text.count("red box 0.50") == 4
-    assert "quality/precision" not in json.loads((tmp_path / "report" / "statistics.json").read_text())["metrics"]
+    assert "labels/precision" not in json.loads((tmp_path / "report" / "statistics.json").read_text())["metrics"]
 
 
 def test_human_boxes_are_not_held_against_themselves(job: Job, tmp_path: Path) -> None:

@@ -223,7 +223,7 @@ def test_statistics_lie_in_the_table_and_are_those_of_a_rerun(tmp_path, make_dat
     info = table_info(open_storage(out), "captions", "00000")
     assert info is not None
     assert info.statistics["counts"] == {"seen": 3}
-    assert (again.speed, sorted(first.speed)) == ({}, ["data_wait", "images_per_second"])
+    assert (again.speed, sorted(first.speed)) == ({}, ["data_wait_share", "images_per_second"])
 
 
 def test_the_time_that_a_model_waits_is_told_from_the_time_it_works(tmp_path, make_dataset):

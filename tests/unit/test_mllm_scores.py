@@ -112,7 +112,10 @@ def test_rows_are_compared_question_by_question() -> None:
     )
     assert entry["scores"]["CLOC"]["seeds"] == [1.0, 0.0]
     assert entry["differences"]["CLOC"] == {"value": 0.5, "interval": [0.5, 0.5], "better": "a"}
-    assert scores.metrics(found, "CLOC") == {"mllm/refer/accuracy": 0.5, "mllm/refer/noun_accuracy": 1.0}
+    assert scores.metrics(found, "CLOC", test="val") == {
+        "eval/mllm_refer/val/accuracy": 0.5,
+        "eval/mllm_refer/val/noun_accuracy": 1.0,
+    }
     assert scores.sentences(found) == ["CLOC is better than CLIP: refers, word for word 50.0, +50.0 (+50.0 to +50.0)."]
 
 

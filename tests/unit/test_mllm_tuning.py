@@ -178,8 +178,8 @@ def test_tuning_learns_by_heart_and_leaves_the_encoder_alone(encoder: str, tmp_p
         assert torch.equal(value, frozen[name]), name
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == list(range(2, 81, 2))
-    assert lines[0]["loss"] > 3 > lines[-1]["loss"]
-    assert lines[-1]["learning_rate"] < lines[10]["learning_rate"]
+    assert lines[0]["loss/answers"] > 3 > lines[-1]["loss/answers"]
+    assert lines[-1]["train/learning_rate"] < lines[10]["train/learning_rate"]
     asked = []
     for sample in data.read_all():
         picture = stream.picture_of(sample, image_size=64)
@@ -191,10 +191,10 @@ def test_tuning_learns_by_heart_and_leaves_the_encoder_alone(encoder: str, tmp_p
         )
     found = evaluate(adapter, adapter.chat(), asked, batch_size=3, precision="float32")
     assert [item.key for item in found] == sorted(item.key for item in found)
-    figures = scores.metrics(scores.compare([scores.Row("it", (found,))]), "it")
-    assert figures["mllm/refer/accuracy"] >= 0.75
-    assert figures["mllm/ground/acc@0.5"] >= 0.75
-    assert figures["mllm/ground/parse_failures"] == 0
+    figures = scores.metrics(scores.compare([scores.Row("it", (found,))]), "it", test="test")
+    assert figures["eval/mllm_refer/test/accuracy"] >= 0.75
+    assert figures["eval/mllm_ground/test/acc_0.5"] >= 0.75
+    assert figures["eval/mllm_ground/test/parse_failures"] == 0
 
 
 def weights(adapter: Adapter) -> dict[str, torch.Tensor]:
@@ -328,7 +328,7 @@ def test_going_on_ends_as_the_uninterrupted_run(encoder: str, eight: Dataset, tm
     assert all(torch.equal(value, expected[name]) for name, value in weights(again).items())
     assert (later.loss, later.tokens, later.images) == (told.loss, told.tokens, told.images)
     rows = [
-        [json.loads(line)["loss"] for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        [json.loads(line)["loss/answers"] for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
         for name in ("whole", "again")
     ]
     assert len(rows[0]) == 7

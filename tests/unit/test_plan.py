@@ -225,7 +225,7 @@ def test_labels_cost_by_backend_and_measured_rate(tmp_path: Path) -> None:
     people = parse({"model": SMALL, "captioning": {"backend": "annotations"}}, source="t")
     assert plan(people.model_copy(update={"train": settings().train})).label_hours["caption"] == 0
     report = tmp_path / "report"
-    StageResult("grounding", metrics={"images_per_second": 50.0}).save(report)
+    StageResult("grounding", metrics={"speed/images_per_second": 50.0}).save(report)
     (report / "config.yaml").write_text(dump(parse({"grounding": {"processes": 2}}, source="t")))
     measured = read_measured([str(report)], here=False)
     assert measured["ground_rate"].value == 25
@@ -239,8 +239,9 @@ def _trained(folder: Path, *, device: str = "gpu", mfu: float | None = 0.3) -> s
     folder.mkdir()
     (folder / "config.yaml").write_text(dump(settings()))
     (folder / "training.json").write_text(json.dumps({"objective": "cloc", "processes": 4}))
-    row = {"samples_per_second": 100.0, "data_wait_share": 0.25}
-    row |= {f"{device}_memory_gib" if device == "gpu" else "memory_gib": 1.0} | ({} if mfu is None else {"mfu": mfu})
+    row = {"speed/images_per_second": 100.0, "speed/data_wait_share": 0.25}
+    row |= {"system/gpu_memory_gib" if device == "gpu" else "system/memory_gib": 1.0}
+    row |= {} if mfu is None else {"speed/mfu": mfu}
     (folder / "metrics.jsonl").write_text("".join(json.dumps({"step": n, **row}) + "\n" for n in (1, 2, 3)))
     return str(folder)
 

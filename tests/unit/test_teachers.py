@@ -278,7 +278,7 @@ def test_the_loop_fits_and_records(tmp_path: Path) -> None:
     fitted = fit("detector", model, losses, schedule, metrics=tmp_path / "metrics.jsonl")
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [25, 50, 60]
-    assert set(rows[0]) == {"step", "loss", "part", "learning_rate", "seconds"}
+    assert set(rows[0]) == {"step", "loss/detector", "loss/detector_part", "train/detector_learning_rate", "seconds"}
     assert fitted.losses["loss"] < before / 4
 
 

@@ -34,7 +34,11 @@ from tests.conftest import write_dataset
 from tests.integration import evaluate_ranks
 from tests.integration.evaluate_ranks import config, job, loaded
 
-ALL = ("eval/loss", "eval/i2t_R@1", "eval/t2i_R@1", "eval/region_R@1", "eval/region_t2r_R@1", "eval/grounding_acc")
+NAMES = (
+    "loss/total", "retrieval/i2t_R1", "retrieval/t2i_R1", "region_retrieval/r2t_R1", "region_retrieval/t2r_R1",
+    "grounding/acc_0.5",
+)  # fmt: skip
+ALL = tuple("eval/" + name.replace("/", "/val/") for name in NAMES)
 TEXTS = ["a red box left of a green ball", "a blue key left of a yellow apple", "free download photo"]
 ALONE = Rank(0, 1, torch.device("cpu"))
 
@@ -196,14 +200,14 @@ def test_the_figures_are_those_of_a_naive_count(
     assert all(0 < alone[name] < 1 for name in ALL[1:]), alone
     assert len(set(described)) < len(described) == 18
     nearest = (np.array(images) @ np.array(captions).T).argmax(axis=1)
-    assert alone["eval/i2t_R@1"] == pytest.approx(np.mean(nearest == np.arange(9)))
-    assert alone["eval/t2i_R@1"] == pytest.approx(
+    assert alone["eval/retrieval/val/i2t_R1"] == pytest.approx(np.mean(nearest == np.arange(9)))
+    assert alone["eval/retrieval/val/t2i_R1"] == pytest.approx(
         np.mean((np.array(captions) @ np.array(images).T).argmax(axis=1) == np.arange(9))
     )
     scores, names = np.array(regions) @ np.array(texts).T, np.array(described)
-    assert alone["eval/region_R@1"] == pytest.approx(np.mean(names[scores.argmax(axis=1)] == names))
-    assert alone["eval/grounding_acc"] == pytest.approx(np.mean(found_right))
-    assert alone["eval/region_t2r_R@1"] == pytest.approx(np.mean(names[scores.argmax(axis=0)] == names))
+    assert alone["eval/region_retrieval/val/r2t_R1"] == pytest.approx(np.mean(names[scores.argmax(axis=1)] == names))
+    assert alone["eval/grounding/val/acc_0.5"] == pytest.approx(np.mean(found_right))
+    assert alone["eval/region_retrieval/val/t2r_R1"] == pytest.approx(np.mean(names[scores.argmax(axis=0)] == names))
 
 
 def test_the_loss_is_that_of_the_set_as_one_batch_and_parts_change_nothing(
@@ -214,7 +218,7 @@ def test_the_loss_is_that_of_the_set_as_one_batch_and_parts_change_nothing(
     (batch,) = whole._made()
     assert batch.keys == tuple(f"{number:06d}" for number in (0, 1, 3, 4, 5, 6, 8, 9, 10))
     with torch.no_grad():
-        assert alone["eval/loss"] == pytest.approx(float(task(batch).total), rel=1e-5)
+        assert alone["eval/loss/val/total"] == pytest.approx(float(task(batch).total), rel=1e-5)
     parts = SmallEvaluation(job(config(), held_out), config(micro_batch=2), processor, ALONE)
     assert len(parts._kept) == 5
     assert parts.run(task) == pytest.approx(whole.run(task), rel=1e-5)
@@ -286,12 +290,12 @@ def test_names_are_those_that_apply(held_out: str, tiny: tuple[CLOCProcessor, CL
     def names(settings: Config, data: str = held_out, **of: Any) -> tuple[str, ...]:
         return SmallEvaluation(job(settings, data, **of), settings, tiny[0], ALONE).names
 
-    assert names(config()) == ALL
-    assert names(config(), objective="clip") == ALL[:3]
-    assert names(config(), write_dataset(tmp_path / "val", 6, regions=False)) == ALL[:3]
+    assert names(config()) == NAMES
+    assert names(config(), objective="clip") == NAMES[:3]
+    assert names(config(), write_dataset(tmp_path / "val", 6, regions=False)) == NAMES[:3]
     settings = config()
     assert (
-        names(settings.model_copy(update={"loss": settings.loss.model_copy(update={"grounding": "none"})})) == ALL[:5]
+        names(settings.model_copy(update={"loss": settings.loss.model_copy(update={"grounding": "none"})})) == NAMES[:5]
     )
 
 
@@ -299,7 +303,7 @@ def test_clip_is_evaluated_by_what_applies(held_out: str, saved: Path) -> None:
     processor, task = loaded(config(), saved, objective="clip")
     values = SmallEvaluation(job(config(), held_out, objective="clip"), config(), processor, ALONE).run(task)
     assert tuple(values) == ALL[:3]
-    assert values["eval/loss"] > 0
+    assert values["eval/loss/val/total"] > 0
 
 
 def test_the_score_is_the_best_metric_and_a_loss_is_negated(
@@ -313,22 +317,22 @@ def test_the_score_is_the_best_metric_and_a_loss_is_negated(
 
     assert score() is None
     assert score(keep_best=1) == 0.25
-    assert score(keep_best=1, best_metric="eval/loss") == -0.25
-    values["eval/i2t_R@1"] = math.nan
-    assert score(keep_best=1, best_metric="eval/i2t_R@1") is None
+    assert score(keep_best=1, best_metric="loss/total") == -0.25
+    values["eval/retrieval/val/i2t_R1"] = math.nan
+    assert score(keep_best=1, best_metric="retrieval/i2t_R1") is None
 
 
 def test_a_best_metric_that_there_is_not_is_told_before_training(
     held_out: str, tiny: tuple[CLOCProcessor, CLOCTask]
 ) -> None:
-    settings = config(keep_best=1, best_metric="eval/accuracy")
+    settings = config(keep_best=1, best_metric="retrieval/accuracy")
     with pytest.raises(
-        ConfigError, match=r"train\.best_metric 'eval/accuracy' is none .*eval/loss.*grounding_acc; set"
+        ConfigError, match=r"train\.best_metric 'retrieval/accuracy' is none .*loss/total.*grounding/acc_0\.5; set"
     ) as e:
         SmallEvaluation(job(settings, held_out), settings, tiny[0], ALONE)
     assert "\n" not in str(e.value)
     settings = config(keep_best=1)
-    with pytest.raises(ConfigError, match=r"'eval/region_R@1' is none .*: eval/loss, eval/i2t_R@1, eval/t2i_R@1; set"):
+    with pytest.raises(ConfigError, match=r"r2t_R1' is none .*: loss/total, retrieval/i2t_R1, retrieval/t2i_R1; set"):
         SmallEvaluation(job(settings, held_out, objective="clip"), settings, tiny[0], ALONE)
 
 
@@ -388,20 +392,20 @@ def test_a_training_evaluates_before_it_saves_and_learns_the_same_without(
 
     monkeypatch.setattr(Checkpoints, "save", spied)
     given = {"steps": 6, "warmup_steps": 1, "learning_rate": 3e-3, "ema": 0.9, "log_every": 5, "checkpoint_every": 2}
-    best = {"evaluate_every": 3, "keep_best": 1, "best_metric": "eval/loss"}
+    best = {"evaluate_every": 3, "keep_best": 1, "best_metric": "loss/total"}
     evaluated = trained(config(**given, **best), data, held_out, saved, tmp_path / "evaluated")
     found = rows(tmp_path / "evaluated")
     assert set(found) == {1, 3, 5, 6}
     assert [step for step, row in found.items() if set(ALL) <= set(row)] == [3, 6]
     assert all("loss/total" in row for row in found.values())
     # A score is of the weights that it is saved with.
-    assert scores == {2: None, 3: -found[3]["eval/loss"], 4: None}
+    assert scores == {2: None, 3: -found[3]["eval/loss/val/total"], 4: None}
     # The model that is saved is the one that was judged last: the average.
     processor, task = loaded(config(), tmp_path / "evaluated")
     again = SmallEvaluation(job(config(), held_out), config(), processor, ALONE).run(task)
     assert again == pytest.approx({name: found[6][name] for name in ALL}, rel=1e-5)
 
     bare = trained(config(**given, evaluate_every=0), data, "", saved, tmp_path / "bare")
-    assert not any("eval/loss" in row for row in rows(tmp_path / "bare").values())
+    assert not any("eval/loss/val/total" in row for row in rows(tmp_path / "bare").values())
     for (name, one), other in zip(evaluated.task.state_dict().items(), bare.task.state_dict().values(), strict=True):
         assert torch.equal(one, other), name

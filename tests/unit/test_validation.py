@@ -85,9 +85,9 @@ def first_samples(data: Path) -> list[Sample]:
 def test_good_data_passes_with_its_numbers(good: Path) -> None:
     result = run(good)
     assert result.stage == "validation"
-    assert result.metrics["validation/caption_coverage"] == 1.0
-    assert result.metrics["validation/regions_per_image"] == 2.0
-    assert result.metrics["validation/checks_failed"] == 0.0
+    assert result.metrics["labels/caption_coverage"] == 1.0
+    assert result.metrics["labels/regions_per_image"] == 2.0
+    assert result.metrics["checks/failed"] == 0.0
     assert result.counts == {
         "shards": 3, "images": 120, "captions": 120, "alt_texts": 120, "regions": 240, "quarantined": 0,
     }  # fmt: skip
@@ -98,7 +98,7 @@ def test_good_data_passes_with_its_numbers(good: Path) -> None:
     assert (report / "data_docs" / "index.html").is_file()
     body = read_report(good)
     assert body["passed"] is True
-    verdicts = [result.metrics[f"validation/checks_{verdict}"] for verdict in ("passed", "warned", "failed")]
+    verdicts = [result.metrics[f"checks/{verdict}"] for verdict in ("passed", "warned", "failed")]
     assert sum(verdicts) == len(body["checks"])
     warned = {check["id"] for check in body["checks"] if not check["passed"]}
     assert warned == {"set/duplicate_images"}  # there are no fingerprints

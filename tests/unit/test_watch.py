@@ -91,18 +91,18 @@ def test_a_window_is_measured(clock: FakeTime) -> None:
     with meter.pausing():  # a checkpoint is no part of a step
         clock.now += 100
     found = meter.close()
-    assert found["samples_per_second"] == 8 / 4
-    assert found["step_seconds"] == 2
-    assert found["data_wait_share"] == 0.25
+    assert found["speed/images_per_second"] == 8 / 4
+    assert found["speed/step_seconds"] == 2
+    assert found["speed/data_wait_share"] == 0.25
     assert found["regions_per_second"] == 10 / 4
-    assert found["tokens_per_second"] == (2 * 4 * 16 + 2 * 4 * 6 + 8 * 7) / 4
+    assert found["speed/tokens_per_second"] == (2 * 4 * 16 + 2 * 4 * 6 + 8 * 7) / 4
     load = Load(images=4, image_size=32, texts=8, tokens=24 + 28, squares=4 * 36 + 4 * 49, regions=5)
-    assert found["mfu"] == pytest.approx(costs.step(load).total / 2 / 1e9)
-    assert 0.05 < found["memory_gib"] < 100
-    assert "gpu_memory_gib" not in found
+    assert found["speed/mfu"] == pytest.approx(costs.step(load).total / 2 / 1e9)
+    assert 0.05 < found["system/memory_gib"] < 100
+    assert "system/gpu_memory_gib" not in found
     clock.now += 1
     meter.step(batch())
-    assert meter.close()["step_seconds"] == 1, "the next window begins where the last one ended"
+    assert meter.close()["speed/step_seconds"] == 1, "the next window begins where the last one ended"
 
 
 def test_plain_clip_reads_no_region_texts(clock: FakeTime) -> None:
@@ -111,8 +111,8 @@ def test_plain_clip_reads_no_region_texts(clock: FakeTime) -> None:
     clock.now += 1
     meter.step(batch())
     found = meter.close()
-    assert found["tokens_per_second"] == 4 * 16 + 4 * 6
-    assert "mfu" not in found
+    assert found["speed/tokens_per_second"] == 4 * 16 + 4 * 6
+    assert "speed/mfu" not in found
 
 
 def test_the_clock_goes_on_and_leaves_out_what_is_no_training(clock: FakeTime) -> None:
@@ -252,7 +252,7 @@ with Screen() as screen:
     print("asked", os.environ.get(BAR))
     screen.show("job is running")
     for step in (10, 100):
-        values = {"loss/image": 1.5, "learning_rate": 1e-3}
+        values = {"loss/image": 1.5, "train/learning_rate": 1e-3}
         screen.show("[rank 0] " + line("cloc", step, 100, values=values, speed=150.0, left=3.0))
     screen.show("a warning", is_error=True)
 print("asked", os.environ.get(BAR))

@@ -89,6 +89,8 @@ def _of_folder(folder: Path) -> Subject:
             result = _read(place / RESULT_FILE)
             metrics |= {f"{prefix}{key}": value for key, value in result["metrics"].items()}
             metrics |= {f"{prefix}count/{key}": float(value) for key, value in result["counts"].items()}
+            for model, own in result.get("models", {}).items():  # not in what earlier releases wrote
+                metrics |= {f"{prefix}{model}: {key}": value for key, value in own["metrics"].items()}
             config |= _settings(place, result["stage"])
         if (place / METRICS_FILE).is_file():
             files = {name: (place / name).read_bytes() for name in _FILES if (place / name).is_file()}

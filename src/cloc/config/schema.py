@@ -609,8 +609,9 @@ class TrainConfig(Section):
     """Newest checkpoints that are kept."""
     keep_best: NonNegative = 0
     """Checkpoints that are kept besides because their `best_metric` is the best; each evaluation then writes one."""
-    best_metric: str = "eval/region_R@1"
-    """Metric of the evaluation while training by which checkpoints are best; higher is better, but of a loss."""
+    best_metric: str = "region_retrieval/r2t_R1"
+    """Figure of the evaluation while training by which checkpoints are best: `retrieval/i2t_R1`, `grounding/acc_0.5`,
+    `loss/total`, ...; higher is better, but of a loss."""
     log_every: Positive = 50
     """Steps between metric records."""
     evaluate_every: NonNegative = 0

@@ -16,7 +16,6 @@ over images. Beside it lies `estimates.safetensors`: every figure of a split in 
 "<split>/<figure>|<model>|<reader>", so that two evaluations of equal digest can be compared as pairs.
 """
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -30,7 +29,6 @@ from cloc.evaluation import (
     coherence,
     grounding,
     linear_probe,
-    ranking,
     region_recognition,
     region_retrieval,
     retrieval,
@@ -41,8 +39,19 @@ from cloc.evaluation.features import Items
 from cloc.evaluation.models import EvaluatedModel
 from cloc.evaluation.promotion import ESTIMATES_FILE, METRICS_FILE, sample_name
 from cloc.evaluation.statistics import Estimate
+from cloc.tracking import eval_name
 
-__all__ = ["ESTIMATES_FILE", "METRICS_FILE", "PROTOCOLS", "SplitResult", "assemble", "flatten", "pack_estimates"]
+__all__ = [
+    "ESTIMATES_FILE",
+    "METRICS_FILE",
+    "PROTOCOLS",
+    "SplitResult",
+    "about_model",
+    "assemble",
+    "flatten",
+    "flatten_model",
+    "pack_estimates",
+]
 
 SCHEMA_VERSION = 2
 PROTOCOLS = {
@@ -133,45 +142,52 @@ def pack_estimates(splits: Mapping[str, SplitResult]) -> bytes:
     )
 
 
-_PLAIN_NAMES = {"acc@0.5": "acc_0.5", **{f"R@{k}": f"R{k}" for k in ranking.KS}}
-_FORBIDDEN = re.compile(r"[^\w.\- ]+")
-
-
 def flatten(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """`metrics.json` as flat names for tracking, which allows neither "@" nor parentheses.
-
-    "eval/<split>/region/<model>/<reader>/mAcc", "eval/<split>/retrieval/<model>/i2t_R1",
-    "eval/<split>/grounding/<model>/acc_0.5", "eval/classification/<set>/<model>/plain_top1",
-    "data/<split>/leaked_images"; "data/leaked_images" is the headline's.
-    """
+    """What `metrics.json` says of the data: "data/<split>/leaked_images", and the headline's "data/leaked_images"."""
     flat: dict[str, float] = {}
-    slugs = {name: model["slug"] for name, model in metrics["models"].items()}
     for name, split in metrics["splits"].items():
         leaked = split.get("leaked")  # not in what earlier releases wrote
         if leaked is not None:
             flat[f"data/{name}/leaked_images"] = float(leaked["exact"] + leaked["near"])
             if name == metrics["headline"]["split"]:
                 flat["data/leaked_images"] = flat[f"data/{name}/leaked_images"]
-        for row in split["rows"]:
-            for protocol, scores in row.items():
-                if isinstance(scores, Mapping):
-                    prefix = f"eval/{name}/{protocol}/{slugs[row['model']]}/{row['reader']}"
-                    flat.update({f"{prefix}/{key}": value for key, value in _figures(scores)})
-        for protocol in ("retrieval", "grounding", "coherence"):
-            for model, scores in split.get(protocol, {}).items():
-                prefix = f"eval/{name}/{protocol}/{slugs[model]}"
-                flat.update({f"{prefix}/{key}": value for key, value in _figures(scores)})
-    for name, found in metrics.get("classification", {}).items():
-        for model, scores in found["models"].items():
-            prefix = f"eval/classification/{_FORBIDDEN.sub('_', name)}/{slugs[model]}"
-            flat.update({f"{prefix}/{key}": value for key, value in _figures(scores)})
     return flat
 
 
+def flatten_model(metrics: Mapping[str, Any], model: str) -> dict[str, float]:
+    """A model's figures in `metrics.json` by the names of `cloc.tracking.names`.
+
+    "eval/region/test/mAcc" (of what reads regions, by the reader that is best at this very figure, as in the report's
+    table) and "eval/region/test/prompter/mAcc" (by each reader), "eval/retrieval/test/i2t_R1",
+    "eval/grounding/test/acc_0.5", "eval/classification/<set>/plain_top1".
+    """
+    flat: dict[str, float] = {}
+    for name, split in metrics["splits"].items():
+        for row in (row for row in split["rows"] if row["model"] == model):
+            for protocol, scores in row.items():
+                for figure, value in _figures(scores) if isinstance(scores, Mapping) else ():
+                    best, choose = eval_name(protocol, name, figure), min if figure.endswith("rank") else max
+                    flat[best] = choose(value, flat.get(best, value))
+                    flat[eval_name(protocol, name, figure, reader=row["reader"])] = value
+        for protocol in ("retrieval", "grounding", "coherence"):
+            for figure, value in _figures(split.get(protocol, {}).get(model, {})):
+                flat[eval_name(protocol, name, figure)] = value
+    for name, found in metrics.get("classification", {}).items():
+        for figure, value in _figures(found["models"].get(model, {})):
+            flat[eval_name("classification", name, figure)] = value
+    return flat
+
+
+def about_model(metrics: Mapping[str, Any], model: str) -> dict[str, Any]:
+    """How a model of `metrics.json` came about, flat: what tells two rows apart, and finds the training's run."""
+    body = {name: value for name, value in metrics["models"][model].items() if name != "slug" and value is not None}
+    return {name: ", ".join(value) if isinstance(value, list) else value for name, value in body.items()}
+
+
 def _figures(scores: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
-    """Every figure of a block with intervals, and of the blocks in it: "i2t_R1", "small_mAcc"."""
+    """Every figure of a block with intervals, and of the blocks in it: "i2t_R@1", "small_mAcc"."""
     for figure in scores.get("interval", {}):
-        yield f"{prefix}{_PLAIN_NAMES.get(figure, figure)}", float(scores[figure])
+        yield f"{prefix}{figure}", float(scores[figure])
     for key, inner in scores.items():
         if key != "interval" and isinstance(inner, Mapping):
-            yield from _figures(inner, "" if key == "by_size" else f"{prefix}{_FORBIDDEN.sub('_', key)}_")
+            yield from _figures(inner, "" if key == "by_size" else f"{prefix}{key}_")

@@ -24,15 +24,17 @@ from cloc.evaluation.metrics import (
     ESTIMATES_FILE,
     METRICS_FILE,
     SplitResult,
+    about_model,
     assemble,
     flatten,
+    flatten_model,
     pack_estimates,
 )
 from cloc.evaluation.models import load_models
 from cloc.evaluation.scoring import score_split
 from cloc.evaluation.summary import best_row, brief
 from cloc.evaluation.truth import Split, open_splits
-from cloc.stage import StageResult
+from cloc.stage import ModelResult, StageResult
 
 STAGE = "evaluation"
 
@@ -83,9 +85,11 @@ def run(config: Config, *, inputs: Inputs, outputs: Outputs) -> StageResult:
     written = report.write(config, metrics, first, results[first.name], models, data=inputs.data, storage=storage)
     root = outputs.report.rstrip("/")
     files = {"metrics": METRICS_FILE, "estimates": ESTIMATES_FILE, **written}
+    rows = {name: ModelResult(flatten_model(metrics, name), about_model(metrics, name)) for name in metrics["models"]}
+    candidate = rows.get(metrics["headline"]["candidate"], ModelResult())
     return StageResult(
         stage=STAGE,
-        metrics={**flatten(metrics), "eval/seconds": time.monotonic() - started},
+        metrics={**flatten(metrics), **candidate.metrics, "speed/wall_seconds": time.monotonic() - started},
         counts={
             "images": sum(len(result.items.keys) for result in results.values()),
             "regions": sum(len(result.items.labels) for result in results.values()),
@@ -94,6 +98,7 @@ def run(config: Config, *, inputs: Inputs, outputs: Outputs) -> StageResult:
         },
         message=brief(metrics),
         artifacts={name: f"{root}/{path}" for name, path in files.items()},
+        models=rows,
     )
 
 

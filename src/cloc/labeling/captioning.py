@@ -167,10 +167,10 @@ def run(config: Config, *, inputs: Inputs, outputs: Outputs) -> StageResult:
     return StageResult(
         stage=STAGE,
         metrics={
-            "captioning/captions_per_image": totals.rows_per_image,
-            "captioning/words_per_caption": totals.words_per_row,
-            "captioning/coverage": totals.coverage,
-            **{f"captioning/{name}": value for name, value in done.speed.items()},
+            "labels/captions_per_image": totals.rows_per_image,
+            "labels/words_per_caption": totals.words_per_row,
+            "labels/caption_coverage": totals.coverage,
+            **{f"speed/{name}": value for name, value in done.speed.items()},
             **quality_metrics(totals.more_counts),
         },
         counts=totals.counts,

@@ -172,10 +172,10 @@ def run(config: Config, *, inputs: Inputs, outputs: Outputs) -> StageResult:
     return StageResult(
         stage=STAGE,
         metrics={
-            "grounding/regions_per_image": totals.rows_per_image,
-            "grounding/words_per_region": totals.words_per_row,
-            "grounding/coverage": totals.coverage,
-            **{f"grounding/{name}": value for name, value in done.speed.items()},
+            "labels/regions_per_image": totals.rows_per_image,
+            "labels/words_per_region": totals.words_per_row,
+            "labels/region_coverage": totals.coverage,
+            **{f"speed/{name}": value for name, value in done.speed.items()},
             **quality_metrics(totals.more_counts),
         },
         counts=totals.counts,

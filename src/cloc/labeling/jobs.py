@@ -63,7 +63,7 @@ class JobResult:
         """How fast it went, for metrics; nothing when there was nothing to do."""
         if self.totals.skipped == self.totals.images:
             return {}
-        return {"images_per_second": self.images_per_second, "data_wait": self.data_wait}
+        return {"images_per_second": self.images_per_second, "data_wait_share": self.data_wait}
 
 
 def decode_threads(setting: int) -> int:

@@ -112,11 +112,10 @@ class _Report:
         return {name: f"{storage.url.rstrip('/')}/{file}" for name, file in kept.items()}
 
     def _metrics(self, totals: Totals) -> dict[str, float]:
-        stage = self.kind.stage
         own = {
-            f"{stage}/{self.kind.many}_per_image": totals.rows_per_image,
-            f"{stage}/words_per_{self.kind.one}": totals.words_per_row,
-            f"{stage}/coverage": totals.coverage,
+            f"labels/{self.kind.many}_per_image": totals.rows_per_image,
+            f"labels/words_per_{self.kind.one}": totals.words_per_row,
+            f"labels/{self.kind.one}_coverage": totals.coverage,
         }
         return own | quality_metrics(totals.more_counts)
 

@@ -17,6 +17,7 @@ from cloc.evaluation.summary import signed
 from cloc.mllm.conversation import Task
 from cloc.mllm.instructions import plain
 from cloc.mllm.judging import Prediction, says_none
+from cloc.tracking import eval_name
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Figure:
     """A figure of one task.
 
     Attributes:
-        name: in results and MLflow, behind "mllm/".
+        name: in results; see `metrics` for MLflow.
         label: for people.
         task: whose answers it is of.
         value: of an answer; None where it does not count.
@@ -179,12 +180,19 @@ def _gap(own: Estimate, baseline: Estimate, figure: Figure) -> dict[str, Any]:
     return {"value": gap.value, "interval": gap.interval.to_json(), "better": better}
 
 
-def metrics(comparison: Mapping[str, Any], row: str) -> dict[str, float]:
-    """A row's figures as MLflow has them: "mllm/ground/acc@0.5"; those of another source have its name in front."""
-    return {
-        f"mllm/{entry['source'] + '/' if entry['source'] else ''}{entry['name']}": entry["scores"][row]["value"]
-        for entry in comparison["figures"]
-    }
+def metrics(comparison: Mapping[str, Any], row: str, *, test: str) -> dict[str, float]:
+    """A row's figures as MLflow has them: "eval/mllm_ground/test/acc_0.5".
+
+    Args:
+        comparison: of `compare`.
+        row: its name.
+        test: name of the set that questions of no other source were asked on.
+    """
+    found = {}
+    for entry in comparison["figures"]:
+        task, _, figure = entry["name"].partition("/")
+        found[eval_name(f"mllm_{task}", entry["source"] or test, figure)] = entry["scores"][row]["value"]
+    return found
 
 
 def sentences(comparison: Mapping[str, Any]) -> list[str]:

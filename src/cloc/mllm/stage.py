@@ -192,10 +192,10 @@ def _settings(settings: AdapterConfig, inputs: Inputs) -> AdapterConfig:
 
 
 def _result(comparison: dict[str, Any], job: TuningJob, *, name: str, folder: Path, page: Path) -> StageResult:
-    figures, told = scores.metrics(comparison, name), _summaries(job, folder)
+    figures, told = scores.metrics(comparison, name, test=job.about["test"]), _summaries(job, folder)
     first = told[0]
-    tuning = {key: value for key, value in first.items() if isinstance(value, float)}
-    metrics = {**figures, **{f"mllm/tuning/{key}": value for key, value in tuning.items()}}
+    took = {f"speed/{key}": first[key] for key in ("wall_seconds", "cpu_seconds", "encoder_share")}
+    metrics = {**figures, **took, "loss/answers": first["loss"]}
     body = {**job.about, "seeds": len(told), "figures": figures, "tuning": told}
     (folder / RESULTS).write_text(json.dumps(body, indent=2, sort_keys=True) + "\n")
     said = ", ".join(

@@ -287,17 +287,17 @@ class Tuning:
         stage, _, _ = self._stage(step - 1)
         peak = self.settings.align_learning_rate if stage == "align" else self.settings.learning_rate
         values = {
-            "learning_rate": peak * self._share(step - 1),
-            "gradient_norm": norm,
-            "tokens_per_second": counts.tokens / seconds,
-            "answer_tokens_per_second": counts.answer_tokens / seconds,
-            "encoder_share": counts.encoder_seconds / (world_size() * seconds),
+            "train/learning_rate": peak * self._share(step - 1),
+            "train/gradient_norm": norm,
+            "speed/tokens_per_second": counts.tokens / seconds,
+            "speed/answer_tokens_per_second": counts.answer_tokens / seconds,
+            "speed/encoder_share": counts.encoder_seconds / (world_size() * seconds),
             "samples": counts.images,
-            "skipped_batches": self.skipped,
+            "train/skipped_batches": self.skipped,
             **memory_figures(self.rank.device),
         }
         if self.recent:
-            values["loss"] = sum(self.recent) / len(self.recent)
+            values["loss/answers"] = sum(self.recent) / len(self.recent)
         self.recent.clear()
         if recorder:
             recorder.write(step, seconds=seconds, values=values)

@@ -100,7 +100,8 @@ def run_component(
             _describe(artifact, result, code=task["code"])
         if place:
             _point(outputs[tables], {"location": place, "part": part or "", **result.counts})
-        write_metrics(metrics, {**result.metrics, **result.counts})
+        models = {f"{row}: {key}": value for row, own in result.models.items() for key, value in own.metrics.items()}
+        write_metrics(metrics, {**result.metrics, **result.counts, **models})
         _copy_pages(folders, pages)
         if confusion is not None:
             _show_confusion(Path(folders["report"]) / CONFUSION_FILE, confusion)

@@ -7,6 +7,7 @@ Where the pipeline's run comes from, in this order:
     else            the stage is its own pipeline
 """
 
+from cloc.tracking.names import eval_name
 from cloc.tracking.provenance import REVISION, git
 from cloc.tracking.reading import Reader, Recorded
 from cloc.tracking.registered import local_model
@@ -41,6 +42,7 @@ __all__ = [
     "attach",
     "begin_pipeline",
     "end_pipeline",
+    "eval_name",
     "git",
     "local_model",
     "pipeline_run",

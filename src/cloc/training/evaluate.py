@@ -1,7 +1,7 @@
 """Evaluation while training: a few images of a held-out set, always the same ones, shared among the ranks.
 
     evaluation = SmallEvaluation(job, config, processor, rank)
-    values = evaluation.run(task)              # every rank; {"eval/i2t_R@1": ..., ...}, equal on all of them
+    values = evaluation.run(task)              # every rank, equal on all: {"eval/retrieval/val/i2t_R1": ..., ...}
     checkpoints.save(..., score=evaluation.score(values))
 
 Figures are for comparing a run with itself and its neighbours: those of `cloc evaluate` are over whole test sets.
@@ -30,6 +30,7 @@ from cloc.data.reading import Record
 from cloc.errors import ConfigError, DataError
 from cloc.model import factory
 from cloc.model.processing import CLOCProcessor
+from cloc.tracking import eval_name
 from cloc.training.distributed import Rank, gathered, total
 from cloc.training.job import TrainingJob
 from cloc.training.task import CLOCTask, Embeddings, as_they_are
@@ -38,6 +39,7 @@ _AT_ONCE = 128  # images that go through the model together
 _MEMORY = 1 << 30  # bytes of pixels that a rank keeps; a larger share is decoded again each time
 _ROWS = 1024  # queries scored at a time
 _IOU = 0.5
+LOSS = "loss/total"
 
 
 @dataclass(frozen=True)
@@ -60,10 +62,12 @@ class SmallEvaluation:
     its regions, chosen once and for all. The network input has the model's own size throughout. Texts that are equal
     (as token ids) count as one: any of their images or regions is a right answer.
 
-    - `eval/loss`: of the set as one batch.
-    - `eval/i2t_R@1`, `eval/t2i_R@1`: an image's nearest caption is its own, and the other way round.
-    - `eval/region_R@1`, `eval/region_t2r_R@1`: the same of all regions of the set and their texts.
-    - `eval/grounding_acc`: share of regions' texts whose box in the image is found with an IoU of at least 0.5.
+    - `loss/total`: of the set as one batch.
+    - `retrieval/i2t_R1`, `retrieval/t2i_R1`: an image's nearest caption is its own, and the other way round.
+    - `region_retrieval/r2t_R1`, `region_retrieval/t2r_R1`: the same of all regions of the set and their texts.
+    - `grounding/acc_0.5`: share of regions' texts whose box in the image is found with an IoU of at least 0.5.
+
+    Metrics have the set's name in between, as those of `cloc evaluate` do: `eval/retrieval/val/i2t_R1`.
 
     The objective "clip" has the first three; the others need regions, the last one a Prompter and a grounding loss.
 
@@ -74,10 +78,10 @@ class SmallEvaluation:
         rank: this process. Every rank makes one.
 
     Attributes:
-        names: of the metrics.
+        names: of the figures.
 
     Raises:
-        ConfigError: there is no held-out set, or `train.best_metric` is none of the metrics.
+        ConfigError: there is no held-out set, or `train.best_metric` is none of the figures.
         DataError: the set cannot be read, or no image of it has a caption.
     """
 
@@ -106,7 +110,7 @@ class SmallEvaluation:
         self.names = _names(job, config, has_regions=bool(self._truth.labels.present_BM.any()))
         if config.train.keep_best and config.train.best_metric not in self.names:
             raise ConfigError(
-                f"train.best_metric {config.train.best_metric!r} is none of the metrics of this run: "
+                f"train.best_metric {config.train.best_metric!r} is none of the figures of this run: "
                 f"{', '.join(self.names)}; set it to one of these, or train.keep_best=0"
             )
 
@@ -128,16 +132,20 @@ class SmallEvaluation:
         finally:
             task.train(was_training)
         shared = total(torch.tensor(values, dtype=torch.float64, device=self._rank.device))
-        return dict(zip(self.names, shared.tolist(), strict=True))
+        return dict(zip(map(self._metric, self.names), shared.tolist(), strict=True))
 
     def score(self, values: dict[str, float]) -> float | None:
         """What checkpoints are compared by: higher is better; None where they are not compared, or have no number."""
         if not self._train.keep_best:
             return None
-        value = values[self._train.best_metric]
+        value = values[self._metric(self._train.best_metric)]
         if not math.isfinite(value):
             return None
-        return -value if "loss" in self._train.best_metric else value
+        return -value if self._train.best_metric == LOSS else value
+
+    def _metric(self, name: str) -> str:
+        protocol, _, figure = name.partition("/")
+        return eval_name(protocol, self._train.evaluate_split, figure)
 
     def _embedded(self, task: CLOCTask) -> Embeddings:
         """Embeddings of the whole set, in its order."""
@@ -171,7 +179,7 @@ class SmallEvaluation:
         found["eval/region_R@1"] = recall(regions_KE, texts_KE, same=texts_K)
         found["eval/region_t2r_R@1"] = recall(texts_KE, regions_KE, same=texts_K)
         if whole.found_BM4 is not None:
-            found["eval/grounding_acc"] = grounding_accuracy(whole.found_BM4, truth.labels)
+            found["grounding/acc_0.5"] = grounding_accuracy(whole.found_BM4, truth.labels)
         return found
 
     def _made(self) -> Iterator[Batch]:
@@ -275,11 +283,11 @@ def grounding_accuracy(found_NM4: Tensor, labels: Batch) -> float:
 
 
 def _names(job: TrainingJob, config: Config, *, has_regions: bool) -> tuple[str, ...]:
-    names = ["eval/loss", "eval/i2t_R@1", "eval/t2i_R@1"]
+    names = [LOSS, "retrieval/i2t_R1", "retrieval/t2i_R1"]
     if job.objective == "cloc" and has_regions:
-        names += ["eval/region_R@1", "eval/region_t2r_R@1"]
+        names += ["region_retrieval/r2t_R1", "region_retrieval/t2r_R1"]
         if config.loss.grounding != "none" and config.model.prompter.kind == "transformer":
-            names.append("eval/grounding_acc")
+            names.append("grounding/acc_0.5")
     return tuple(names)
 
 

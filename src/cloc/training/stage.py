@@ -208,11 +208,12 @@ def _result(output: Path) -> StageResult:
     summary = json.loads((output / SUMMARY_FILE).read_text())
     last: Mapping[str, Any] = json.loads((output / METRICS_FILE).read_text().splitlines()[-1])
     metrics = {name: value for name, value in last.items() if name not in ("step", "seconds")}
-    metrics |= {name: summary[name] for name in ("cpu_seconds", "wall_seconds")}
+    metrics |= {f"speed/{name}": summary[name] for name in ("cpu_seconds", "wall_seconds")}
     return StageResult(
         stage=STAGE,
         metrics=metrics,
         counts={name: summary[name] for name in ("steps", "samples", "parameters", "unusable_samples")},
+        made={"weights_sha256": json.loads((output / LINEAGE_FILE).read_text())["weights_sha256"]},
         message=f"{summary['objective']} trained for {summary['steps']} steps in {summary['wall_seconds']:.0f} s",
         artifacts={
             "model": str(output),

@@ -30,6 +30,19 @@ from cloc.validation.suites import Suites, suites
 from cloc.validation.summary import Summary
 
 NAME = "validation"
+# The set's numbers that are no "labels/<number>" in tracking: of images, or what labelling calls otherwise.
+_METRICS = {
+    "images": "data/images",
+    "quarantined_share": "data/quarantined_share",
+    "duplicate_images": "data/duplicate_share",
+    "leaked_images": "data/leaked_share",
+    "repeated_keys": "data/repeated_keys",
+    "mean_image_side": "data/mean_image_side",
+    "std_image_side": "data/std_image_side",
+    "mean_caption_words": "labels/words_per_caption",
+    "mean_region_words": "labels/words_per_region",
+    "mean_regions_per_image": "labels/regions_per_image",
+}
 
 
 @dataclass(frozen=True)
@@ -132,13 +145,13 @@ def _source(config: Config, inputs: Inputs) -> Source:
 
 def _result(report: Report, folder: Path) -> StageResult:
     failed, warned, total = len(report.failed), len(report.warned), len(report.results)
-    verdicts = {"checks_passed": total - failed - warned, "checks_warned": warned, "checks_failed": failed}
-    numbers = {**report.summary.numbers(), **verdicts}
+    verdicts = {"passed": total - failed - warned, "warned": warned, "failed": failed}
+    metrics = {_METRICS.get(name, f"labels/{name}"): value for name, value in report.summary.numbers().items()}
     return StageResult(
         stage=NAME,
-        metrics={f"validation/{name}": float(value) for name, value in numbers.items()},
+        metrics=metrics | {f"checks/{name}": float(value) for name, value in verdicts.items()},
         counts=counts(report.summary),
-        message=f"{verdicts['checks_passed']} of {total} checks passed on {report.summary.images:,} images"
+        message=f"{verdicts['passed']} of {total} checks passed on {report.summary.images:,} images"
         + (f", {warned} warned" if warned else "")
         + (f", {failed} failed" if failed else ""),
         artifacts={

@@ -178,8 +178,8 @@ def run(config: Config, *, inputs: Inputs, outputs: Outputs) -> StageResult:
         stage="ingest",
         metrics={
             "data/images": float(counts["images"]),
-            "data/captions_per_image": counts["captions"] / counts["images"],
-            "data/regions_per_image": counts["regions"] / counts["images"],
+            "labels/captions_per_image": counts["captions"] / counts["images"],
+            "labels/regions_per_image": counts["regions"] / counts["images"],
             "data/quarantined_share": report.quarantined_share,
             "data/left_out_as_known": float(counts["leaked"]),
         },

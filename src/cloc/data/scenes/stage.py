@@ -77,7 +77,7 @@ def run(config: Config, *, inputs: Inputs, outputs: Outputs) -> StageResult:
     seconds = time.monotonic() - started
     message = f"{total} pictures in {len(plans)} splits at {root} ({images} rendered, {total - images} already there)"
     counts = {"images": total, "rendered": images, "shards": sum(map(len, plans.values()))}
-    speed = {"scenes/images_per_second": images / seconds} if images else {}
+    speed = {"speed/images_per_second": images / seconds} if images else {}
     return StageResult(stage=STAGE, metrics=speed, counts=counts, message=message, artifacts={"data": root})
 
 

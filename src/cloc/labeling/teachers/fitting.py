@@ -101,7 +101,7 @@ def fit(
         model: changed in place.
         losses: step number -> the loss to go down, and its parts to record.
         schedule: how long and how fast.
-        metrics: file that gets JSON lines {step, loss, <parts>, learning_rate, seconds}.
+        metrics: file that gets JSON lines {step, loss/<name>, loss/<name>_<part>, train/<name>_learning_rate, seconds}.
 
     Raises:
         TrainingError: the loss is not finite.
@@ -136,8 +136,10 @@ class _Watch:
             )
         seconds = now - self._wall
         if done % self._schedule.log_every == 0 or done == steps:
-            row = {"step": done, **_means(self._history[-self._schedule.log_every :])}
-            row |= {"learning_rate": self._schedule.rate(done - 1), "seconds": round(seconds, 1)}
+            means = _means(self._history[-self._schedule.log_every :])
+            row = {"step": done, f"loss/{self._name}": means.pop("loss")}
+            row |= {f"loss/{self._name}_{part}": value for part, value in means.items()}
+            row |= {f"train/{self._name}_learning_rate": self._schedule.rate(done - 1), "seconds": round(seconds, 1)}
             with self._metrics.open("a") as stream:
                 stream.write(json.dumps(row) + "\n")
         if now - self._said > _SILENCE or done == steps:

@@ -39,7 +39,7 @@ def judge_detector(folder: Path, items: Iterable[Item], names: Names) -> tuple[d
                 counts[threshold].update(quality_counts(kept, item.sample.regions, names=names))
     judged = {threshold: quality_metrics(each) for threshold, each in counts.items()}
     best = max(judged, key=lambda threshold: judged[threshold].get(LABELLED_F1, 0.0), default=_LEAST)
-    metrics = {**judged.get(best, {}), "quality/best_score_threshold": best}
+    metrics = {**judged.get(best, {}), "labels/best_score_threshold": best}
     message = (
         f"labelled precision {metrics.get('quality/labelled_precision', 0.0):.2f} and recall "
         f"{metrics.get('quality/labelled_recall', 0.0):.2f} at score_threshold {best:g}, nms_iou {NMS_IOU:g}"
@@ -71,8 +71,8 @@ def judge_captioner(
             counts.update(caption_counts(said.texts, item.sample.regions, alt_texts=item.alt_texts, names=names))
     metrics = quality_metrics(counts)
     message = (
-        f"names {metrics.get('captions/named_objects', 0.0):.0%} of the classes, the alt-text "
-        f"{metrics.get('captions/named_objects_alt_text', 0.0):.0%}"
+        f"names {metrics.get('labels/named_objects', 0.0):.0%} of the classes, the alt-text "
+        f"{metrics.get('labels/named_objects_alt_text', 0.0):.0%}"
     )
     return metrics, images, message
 

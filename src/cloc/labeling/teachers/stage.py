@@ -219,11 +219,11 @@ class _Fitter:
     def _receipt(
         self, name: str, fitted: Any, metrics: Mapping[str, float], images: int, message: str
     ) -> dict[str, Any]:
-        own = {f"teachers/{name}/{key.partition('/')[2]}": value for key, value in metrics.items()}
-        own |= {
-            f"teachers/{name}/cpu_seconds": fitted.cpu_seconds,
-            f"teachers/{name}/seconds": fitted.wall_seconds,
-            f"teachers/{name}/loss": fitted.losses["loss"],
+        own = {
+            **metrics,
+            f"speed/{name}_cpu_seconds": fitted.cpu_seconds,
+            f"speed/{name}_wall_seconds": fitted.wall_seconds,
+            f"loss/{name}": fitted.losses["loss"],
         }
         return {"metrics": own, "images": images, "message": f"{name}: {message} in {fitted.wall_seconds:.0f} s"}
 

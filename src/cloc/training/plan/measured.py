@@ -78,19 +78,19 @@ def _run(folder: Path) -> _Run:
 
 def _training(run: _Run, *, here: bool) -> dict[str, Figure]:
     """The share of the peak that its steps reached while they did not wait for data."""
-    mfu = run.middle("mfu")
+    mfu = run.middle("speed/mfu")
     if mfu is None:
         raise ConfigError(
             f"--measured {run.folder}: {METRICS_FILE} tells no mfu: trained by an earlier release, or in too few steps"
         )
-    on_gpu = run.middle("gpu_memory_gib") is not None
+    on_gpu = run.middle("system/gpu_memory_gib") is not None
     if not on_gpu and not here:
         raise ConfigError(
             f"--measured {run.folder}: trained on processors, which tells nothing of a GPU; plan with --gpu here"
         )
-    waited = run.middle("data_wait_share") or 0.0
+    waited = run.middle("speed/data_wait_share") or 0.0
     share = mfu * _recomputing(run) / max(1 - waited, 0.01)
-    source = f"{run.folder}: mfu {mfu:.3f}, {run.middle('samples_per_second') or 0:,.0f} samples/s"
+    source = f"{run.folder}: mfu {mfu:.3f}, {run.middle('speed/images_per_second') or 0:,.0f} images/s"
     return {"utilisation": Figure(share, "", "share of the peak that a step reaches", source, Origin.MEASURED)}
 
 
@@ -110,7 +110,7 @@ def _labelling(folder: Path) -> dict[str, Figure]:
     if result.get("stage") not in _LABELS:
         raise ConfigError(f"--measured {folder}: stage {result.get('stage')!r} labels no images")
     name, done = _LABELS[result["stage"]]
-    rate = result["metrics"].get("images_per_second")
+    rate = result["metrics"].get("speed/images_per_second")
     if not rate:
         raise ConfigError(f"--measured {folder}: nothing was labelled in that run, so that it has no images_per_second")
     config = parse(read_yaml((folder / CONFIG_FILE).read_text(), source=str(folder)), source=str(folder))

@@ -39,10 +39,10 @@ class Clock:
 
 
 def memory_figures(device: torch.device) -> dict[str, float]:
-    """gpu_memory_gib and gpu_memory_reserved_gib (the most so far), or memory_gib (this process, now)."""
+    """system/gpu_memory_gib and gpu_memory_reserved_gib (the most so far), or system/memory_gib (this process, now)."""
     if device.type != "cuda":
-        return {"memory_gib": psutil.Process().memory_info().rss / _GIB}
+        return {"system/memory_gib": psutil.Process().memory_info().rss / _GIB}
     return {
-        "gpu_memory_gib": torch.cuda.max_memory_allocated(device) / _GIB,
-        "gpu_memory_reserved_gib": torch.cuda.max_memory_reserved(device) / _GIB,
+        "system/gpu_memory_gib": torch.cuda.max_memory_allocated(device) / _GIB,
+        "system/gpu_memory_reserved_gib": torch.cuda.max_memory_reserved(device) / _GIB,
     }

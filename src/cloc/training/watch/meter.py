@@ -100,10 +100,9 @@ class Meter:
     def close(self) -> dict[str, float]:
         """Ends a window, begins the next, and returns the figures by their name; every rank must call it.
 
-        samples_per_second, tokens_per_second (patches of images, and tokens of captions and region texts with their
-        padding), regions_per_second, step_seconds (mean), data_wait_share (of the rank that waited longest: the others
-        wait for it), mfu (model FLOPs over what all devices can do), gpu_memory_gib and gpu_memory_reserved_gib (the
-        most so far, of this rank) or memory_gib (this rank's process, now).
+        speed/images_per_second, tokens_per_second (patches of images, and tokens of captions and region texts with
+        their padding), regions_per_second, step_seconds (mean), data_wait_share (of the rank that waited longest: the
+        others wait for it), mfu (model FLOPs over what all devices can do); and `memory_figures` of this rank.
         """
         window, self._window = self._window, _Window()
         seconds = max(self._window.began - window.began - window.paused, 1e-9)
@@ -114,11 +113,11 @@ class Meter:
         image_tokens, texts, text_tokens, squares, regions, *waits = sums
         steps = max(window.steps, 1)
         figures = {
-            "samples_per_second": window.steps * self._batch_size / seconds,
-            "tokens_per_second": (image_tokens + text_tokens) / seconds,
-            "regions_per_second": regions / seconds,
-            "step_seconds": seconds / steps,
-            "data_wait_share": min(1.0, max(waits) / seconds),
+            "speed/images_per_second": window.steps * self._batch_size / seconds,
+            "speed/tokens_per_second": (image_tokens + text_tokens) / seconds,
+            "speed/regions_per_second": regions / seconds,
+            "speed/step_seconds": seconds / steps,
+            "speed/data_wait_share": min(1.0, max(waits) / seconds),
         }
         if self._costs and self._peak and window.steps:
             load = Load(
@@ -131,5 +130,5 @@ class Meter:
                 ranks=self._rank.world_size,
             )
             flops = self._costs.step(load).total * steps
-            figures["mfu"] = flops / (seconds * self._peak.flops * self._rank.world_size)
+            figures["speed/mfu"] = flops / (seconds * self._peak.flops * self._rank.world_size)
         return figures | memory_figures(self._rank.device)

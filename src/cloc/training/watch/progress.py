@@ -23,7 +23,7 @@ BAR = "CLOC_PROGRESS"
 _BAR_SECONDS = 0.5
 _SPEED_LINES = 10
 _SHOWN = {
-    "loss": ("loss", ".3f"),
+    "loss/answers": ("loss", ".3f"),
     "loss/image": ("image", ".3f"),
     "loss/region": ("region", ".3f"),
     "loss/grounding": ("grounding", ".4f"),
@@ -43,8 +43,8 @@ def line(objective: str, step: int, steps: int, *, values: Mapping[str, float], 
     """
     parts = [f"{name} {values[key]:{form}}" for key, (name, form) in _SHOWN.items() if values.get(key)]
     parts += [f"{key.removeprefix('eval/')} {value:.3f}" for key, value in values.items() if key.startswith("eval/")]
-    if "learning_rate" in values:
-        parts.append(f"lr {values['learning_rate']:.1e}")
+    if "train/learning_rate" in values:
+        parts.append(f"lr {values['train/learning_rate']:.1e}")
     return f"{objective} step {step}/{steps}, {', '.join(parts)}, {speed:.0f} images/s, {left:.0f} s left"
 
 

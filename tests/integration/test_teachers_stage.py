@@ -91,7 +91,7 @@ def test_teachers_are_checkpoints_that_the_backends_load(data: Path, teachers: P
     assert found
     assert {row["source"] for row in found} == {"detector"}
     assert result.counts["labelled"] >= 6  # every alt-text names a thing, and a threshold of 0 keeps boxes
-    assert 0 < result.metrics["quality/recall"] <= 1
+    assert 0 < result.metrics["labels/recall"] <= 1
 
 
 def test_what_stands_is_kept_and_what_changed_is_fitted(data: Path, teachers: Path) -> None:

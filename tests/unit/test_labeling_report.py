@@ -165,9 +165,9 @@ def test_grounding_report_has_the_numbers_everywhere(job: Job, tmp_path: Path) -
     page = job.ground(tmp_path / "report")
     body = json.loads((tmp_path / "report" / "statistics.json").read_text())
     assert (body["images"], body["rows"], body["labelled"], body["refused_items"]) == (12, 24, 12, 6)
-    assert body["metrics"]["grounding/regions_per_image"] == 2.0
-    assert body["metrics"]["quality/precision"] == pytest.approx(0.6)
-    assert body["metrics"]["quality/labelled_recall"] == pytest.approx(0.5)
+    assert body["metrics"]["labels/regions_per_image"] == 2.0
+    assert body["metrics"]["labels/precision"] == pytest.approx(0.6)
+    assert body["metrics"]["labels/labelled_recall"] == pytest.approx(0.5)
     assert body["item_reasons"] == {"box too small": 6}
     shards = lines(tmp_path / "report" / "statistics.jsonl")
     assert [row["shard"] for row in shards] == ["00000", "00001", "00002"]
@@ -195,8 +195,8 @@ def test_curves_have_names_of_their_own_and_a_point_a_shard(job: Job, tmp_path: 
     job.ground(tmp_path / "report")
     rows = lines(tmp_path / "report" / "metrics.jsonl")
     assert [row["step"] for row in rows] == [0, 1, 2]
-    assert rows[2]["shards/grounding/regions_per_image"] == 2.0
-    assert rows[2]["shards/quality/recall"] == pytest.approx(0.75)
+    assert rows[2]["shards/labels/regions_per_image"] == 2.0
+    assert rows[2]["shards/labels/recall"] == pytest.approx(0.75)
     assert all(name == "step" or name.startswith("shards/") for name in rows[0])
 
 

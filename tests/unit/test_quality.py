@@ -177,14 +177,14 @@ def test_rates_are_made_from_sums() -> None:
     sums.update(quality_counts([found(LEFT, "cat")], [human(LEFT), human(RIGHT), human((0.5, 0.0, 0.9, 0.4))]))
     assert quality_metrics(sums) == pytest.approx(
         {
-            "quality/precision": 2 / 3,
-            "quality/recall": 2 / 4,
-            "quality/f1": 4 / 7,
-            "quality/labelled_precision": 1 / 3,
-            "quality/labelled_recall": 1 / 4,
-            "quality/labelled_f1": 2 / 7,
-            "quality/label_accuracy": 1 / 2,
-            "quality/text_accuracy": 1 / 2,
+            "labels/precision": 2 / 3,
+            "labels/recall": 2 / 4,
+            "labels/f1": 4 / 7,
+            "labels/labelled_precision": 1 / 3,
+            "labels/labelled_recall": 1 / 4,
+            "labels/labelled_f1": 2 / 7,
+            "labels/label_accuracy": 1 / 2,
+            "labels/text_accuracy": 1 / 2,
         }
     )
 

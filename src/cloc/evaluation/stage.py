@@ -84,10 +84,10 @@ def run(config: Config, *, inputs: Inputs, outputs: Outputs) -> StageResult:
     _write_figures(storage, metrics, results, first)
     written = report.write(config, metrics, first, results[first.name], models, data=inputs.data, storage=storage)
     root = outputs.report.rstrip("/")
-    files = {"metrics": METRICS_FILE, "estimates": ESTIMATES_FILE, **written}
     rows = {name: ModelResult(flatten_model(metrics, name), about_model(metrics, name)) for name in metrics["models"]}
     candidate = rows.get(metrics["headline"]["candidate"], ModelResult())
     return StageResult(
+    files = {"metrics": METRICS_FILE, "estimates": ESTIMATES_FILE, **written}
         stage=STAGE,
         metrics={**flatten(metrics), **candidate.metrics, "speed/wall_seconds": time.monotonic() - started},
         counts={
@@ -97,9 +97,9 @@ def run(config: Config, *, inputs: Inputs, outputs: Outputs) -> StageResult:
             "quarantined": sum(len(result.items.refused) for result in results.values()),
         },
         message=brief(metrics),
-        artifacts={name: f"{root}/{path}" for name, path in files.items()},
         models=rows,
     )
+        artifacts={name: f"{root}/{path}" for name, path in files.items()},
 
 
 def _rows(config: Config, inputs: Inputs) -> dict[str, str]:

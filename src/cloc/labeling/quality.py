@@ -20,16 +20,16 @@ from cloc.labeling.names import Names, same, words_of
 
 IOU = 0.5
 
-PRECISION = "quality/precision"
-RECALL = "quality/recall"
-F1 = "quality/f1"
-LABELLED_PRECISION = "quality/labelled_precision"
-LABELLED_RECALL = "quality/labelled_recall"
-LABELLED_F1 = "quality/labelled_f1"
-LABEL_ACCURACY = "quality/label_accuracy"
-TEXT_ACCURACY = "quality/text_accuracy"
-NAMED_OBJECTS = "captions/named_objects"
-ALT_TEXT_NAMED_OBJECTS = "captions/named_objects_alt_text"
+PRECISION = "labels/precision"
+RECALL = "labels/recall"
+F1 = "labels/f1"
+LABELLED_PRECISION = "labels/labelled_precision"
+LABELLED_RECALL = "labels/labelled_recall"
+LABELLED_F1 = "labels/labelled_f1"
+LABEL_ACCURACY = "labels/label_accuracy"
+TEXT_ACCURACY = "labels/text_accuracy"
+NAMED_OBJECTS = "labels/named_objects"
+ALT_TEXT_NAMED_OBJECTS = "labels/named_objects_alt_text"
 
 _NO_SYNONYMS = Names()
 

@@ -167,17 +167,17 @@ class SmallEvaluation:
             losses = task.losses(whole, truth.labels.to(device), task.temperatures(), shared=False)
         captions_N = truth.captions_N.to(device)
         found = {
-            "eval/loss": float(losses.total),
-            "eval/i2t_R@1": recall(whole.images_BE, whole.captions_BE, same=captions_N),
-            "eval/t2i_R@1": recall(whole.captions_BE, whole.images_BE, same=captions_N),
+            LOSS: float(losses.total),
+            "retrieval/i2t_R1": recall(whole.images_BE, whole.captions_BE, same=captions_N),
+            "retrieval/t2i_R1": recall(whole.captions_BE, whole.images_BE, same=captions_N),
         }
         if whole.regions_BME is None or whole.texts_BME is None or not truth.labels.present_BM.any():
             return found
         present_BM = truth.labels.present_BM.to(device)
         regions_KE, texts_KE = whole.regions_BME[present_BM], whole.texts_BME[present_BM]
         texts_K = truth.labels.text_index_BM.to(device)[present_BM]
-        found["eval/region_R@1"] = recall(regions_KE, texts_KE, same=texts_K)
-        found["eval/region_t2r_R@1"] = recall(texts_KE, regions_KE, same=texts_K)
+        found["region_retrieval/r2t_R1"] = recall(regions_KE, texts_KE, same=texts_K)
+        found["region_retrieval/t2r_R1"] = recall(texts_KE, regions_KE, same=texts_K)
         if whole.found_BM4 is not None:
             found["grounding/acc_0.5"] = grounding_accuracy(whole.found_BM4, truth.labels)
         return found

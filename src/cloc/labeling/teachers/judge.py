@@ -41,8 +41,8 @@ def judge_detector(folder: Path, items: Iterable[Item], names: Names) -> tuple[d
     best = max(judged, key=lambda threshold: judged[threshold].get(LABELLED_F1, 0.0), default=_LEAST)
     metrics = {**judged.get(best, {}), "labels/best_score_threshold": best}
     message = (
-        f"labelled precision {metrics.get('quality/labelled_precision', 0.0):.2f} and recall "
-        f"{metrics.get('quality/labelled_recall', 0.0):.2f} at score_threshold {best:g}, nms_iou {NMS_IOU:g}"
+        f"labelled precision {metrics.get('labels/labelled_precision', 0.0):.2f} and recall "
+        f"{metrics.get('labels/labelled_recall', 0.0):.2f} at score_threshold {best:g}, nms_iou {NMS_IOU:g}"
     )
     return metrics, images, message
 

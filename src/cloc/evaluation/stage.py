@@ -86,8 +86,8 @@ def run(config: Config, *, inputs: Inputs, outputs: Outputs) -> StageResult:
     root = outputs.report.rstrip("/")
     rows = {name: ModelResult(flatten_model(metrics, name), about_model(metrics, name)) for name in metrics["models"]}
     candidate = rows.get(metrics["headline"]["candidate"], ModelResult())
-    return StageResult(
     files = {"metrics": METRICS_FILE, "estimates": ESTIMATES_FILE, **written}
+    return StageResult(
         stage=STAGE,
         metrics={**flatten(metrics), **candidate.metrics, "speed/wall_seconds": time.monotonic() - started},
         counts={
@@ -98,8 +98,8 @@ def run(config: Config, *, inputs: Inputs, outputs: Outputs) -> StageResult:
         },
         message=brief(metrics),
         models=rows,
-    )
         artifacts={name: f"{root}/{path}" for name, path in files.items()},
+    )
 
 
 def _rows(config: Config, inputs: Inputs) -> dict[str, str]:

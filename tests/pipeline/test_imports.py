@@ -26,7 +26,7 @@ HEIGHTS = (
     ("data", "model", "tracking"),
     ("labeling", "validation", "training", "evaluation", "mllm"),
     ("stages",),
-    ("pipeline", "ablation", "cluster"),
+    ("pipeline", "ablation", "cluster", "playground"),
     ("cli",),
 )
 STAGE_PARTS = HEIGHTS[2]

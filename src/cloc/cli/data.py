@@ -6,6 +6,7 @@ import click
 
 from cloc.cli.duplicates import duplicates
 from cloc.cli.options import resolve, settings_options
+from cloc.cli.verify import verify
 from cloc.errors import ConfigError
 from cloc.stages import run_stage
 
@@ -20,6 +21,7 @@ def data() -> None:
 
 
 data.add_command(duplicates)
+data.add_command(verify)
 
 
 @data.command(short_help="Render the embedded demo data set.")

@@ -14,6 +14,7 @@ parts of a process that was killed stay unseen on the server until a lifecycle r
 (AbortIncompleteMultipartUpload) removes them.
 """
 
+import base64
 import functools
 import io
 import os
@@ -27,19 +28,22 @@ from urllib.parse import urlsplit
 
 import certifi
 from minio import Minio
+from minio.datatypes import Object
 from minio.error import MinioException
 from minio.helpers import check_bucket_name
 from urllib3.exceptions import HTTPError
 
 from cloc.data.s3_errors import EXCEPTIONS, Place, broke_off, code_of, explain, no_bucket, not_s3, replaced
 from cloc.data.s3_http import OutOfPatience, Patience, PatientPool
-from cloc.data.storage import StorageError, Trouble, relative_path
+from cloc.data.storage import Entry, Past, StorageError, Trouble, relative_path
 from cloc.errors import DataError
 
 PART_BYTES = 16 << 20
 _MAX_PARTS = 10_000  # of the S3 API
 _UPLOADS = 3
 _READ_BUFFER = 1 << 20
+_CHECKSUM, _CHECKSUM_TYPE = "x-amz-checksum-sha256", "x-amz-checksum-type"
+_WITH_CHECKSUM = {"x-amz-checksum-mode": "ENABLED"}
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/")
 
 
@@ -124,8 +128,30 @@ class S3Storage:
 
     def version(self, path: str) -> str:
         with self._errors(path):
-            found = self._client.stat_object(self._bucket, self._name(path))
-        return f"{found.size} {found.etag}"
+            return _version(self._client.stat_object(self._bucket, self._name(path)))
+
+    def stored_sha256(self, path: str) -> str:
+        with self._errors(path):
+            found = self._client.stat_object(self._bucket, self._name(path), extra_headers=dict(_WITH_CHECKSUM))
+        headers = found.metadata or {}
+        encoded = headers.get(_CHECKSUM) or ""
+        # Of an upload in parts it is the hash of the parts' hashes, "...-7", which says nothing of the whole.
+        if "-" in encoded or headers.get(_CHECKSUM_TYPE, "FULL_OBJECT") != "FULL_OBJECT":
+            return ""
+        return base64.b64decode(encoded).hex()
+
+    def past(self, path: str) -> Iterator[Past]:
+        name = self._name(path)
+        with self._errors(path):
+            if not self._client.get_bucket_versioning(self._bucket).status:  # it never was on
+                return
+            for item in self._client.list_objects(self._bucket, prefix=name, recursive=True, include_version=True):
+                past = item.is_latest != "true" and not item.is_delete_marker
+                if item.object_name == name and past and item.version_id and item.last_modified:
+                    yield Past(item.version_id, item.size or 0, item.last_modified.isoformat(timespec="seconds"))
+
+    def open_past(self, path: str, version_id: str) -> BinaryIO:
+        return io.BufferedReader(_ObjectStream(self, path, version_id=version_id), _READ_BUFFER)
 
     def write_bytes(self, path: str, body: bytes) -> None:
         self._put(path, lambda: io.BytesIO(body), len(body))
@@ -165,13 +191,17 @@ class S3Storage:
         return True
 
     def walk(self, prefix: str) -> Iterator[str]:
+        for entry in self.scan(prefix):
+            yield entry.path
+
+    def scan(self, prefix: str) -> Iterator[Entry]:
         folder = self._name(prefix)
         start = f"{folder}/" if folder else ""
         skip = len(f"{self._prefix}/") if self._prefix else 0
         with self._errors(prefix):
             for item in self._client.list_objects(self._bucket, prefix=start, recursive=True):
                 if not item.is_dir:
-                    yield str(item.object_name)[skip:]
+                    yield Entry(str(item.object_name)[skip:], item.size or 0, _version(item))
 
     def list(self, prefix: str) -> list[str]:
         return sorted(self.walk(prefix))
@@ -203,9 +233,9 @@ class S3Storage:
 class _ObjectStream(io.RawIOBase):
     """An object's bytes as they arrive, of all of it or of a Range; after a failure it asks for the rest."""
 
-    def __init__(self, storage: S3Storage, path: str, *, part: str = "") -> None:
+    def __init__(self, storage: S3Storage, path: str, *, part: str = "", version_id: str = "") -> None:
         self._storage, self._path, self._name = storage, path, storage._name(path)
-        self._part, self._version = part, ""
+        self._part, self._version, self._version_id = part, "", version_id or None
         self._response = self._request()
         self._version = self._response.headers.get("ETag", "")
         if not self._version:  # as from a web server that answers everything with the same page
@@ -224,7 +254,9 @@ class _ObjectStream(io.RawIOBase):
         storage = self._storage
         headers = {name: text for name, text in (("Range", self._part), ("If-Match", self._version)) if text}
         with storage._errors(self._path):
-            return storage._client.get_object(storage._bucket, self._name, request_headers=dict(headers))
+            return storage._client.get_object(
+                storage._bucket, self._name, request_headers=dict(headers), version_id=self._version_id
+            )
 
     def readable(self) -> bool:
         return True
@@ -264,6 +296,10 @@ class _ObjectStream(io.RawIOBase):
             self._response.close()
             self._response.release_conn()
         super().close()
+
+
+def _version(found: Object) -> str:
+    return f"{found.size} {found.etag}"
 
 
 @dataclass(frozen=True)

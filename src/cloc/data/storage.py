@@ -9,6 +9,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, Protocol
@@ -41,6 +42,36 @@ class StorageError(DataError):
     def __init__(self, message: str, trouble: Trouble = Trouble.OTHER) -> None:
         super().__init__(message)
         self.trouble = trouble
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An object in a listing.
+
+    Attributes:
+        path: below the storage's root.
+        size: bytes.
+        version: as `Storage.version` gives it.
+    """
+
+    path: str
+    size: int
+    version: str
+
+
+@dataclass(frozen=True)
+class Past:
+    """What an object was before, where a storage keeps that.
+
+    Attributes:
+        version_id: by which the storage gives it.
+        size: bytes.
+        modified: when it was written, ISO 8601.
+    """
+
+    version_id: str
+    size: int
+    modified: str
 
 
 class Storage(Protocol):
@@ -85,6 +116,20 @@ class Storage(Protocol):
 
     def list(self, prefix: str) -> list[str]:
         """Paths of the objects below a folder, sorted."""
+
+    def scan(self, prefix: str) -> Iterator[Entry]:
+        """What `walk` finds, with sizes and versions: on S3 all of it is in the listing itself."""
+
+    def stored_sha256(self, path: str) -> str:
+        """The SHA-256 of an object's bytes that the storage itself keeps, hexadecimal; "" where it keeps none. Nothing
+        is read. Raises DataError when there is no such object."""
+
+    def past(self, path: str) -> Iterator[Past]:
+        """The versions of an object that the storage keeps besides the present one, the newest first; also of one that
+        was deleted."""
+
+    def open_past(self, path: str, version_id: str) -> BinaryIO:
+        """A stream over such a version. Raises DataError when there is none."""
 
 
 def relative_path(path: str, *, root: str) -> PurePosixPath:
@@ -132,8 +177,7 @@ class FolderStorage:
 
     def version(self, path: str) -> str:
         with self._errors(path):
-            found = self._path(path).stat()
-        return f"{found.st_size} {found.st_mtime_ns}"
+            return _version(self._path(path).stat())
 
     def write_bytes(self, path: str, body: bytes) -> None:
         with self._errors(path), self._replacing(path) as temporary:
@@ -174,6 +218,21 @@ class FolderStorage:
     def list(self, prefix: str) -> list[str]:
         return list(self.walk(prefix))
 
+    def scan(self, prefix: str) -> Iterator[Entry]:
+        for path in self.walk(prefix):
+            with self._errors(path):
+                found = self._path(path).stat()
+            yield Entry(path, found.st_size, _version(found))
+
+    def stored_sha256(self, path: str) -> str:
+        return ""
+
+    def past(self, path: str) -> Iterator[Past]:
+        return iter(())
+
+    def open_past(self, path: str, version_id: str) -> BinaryIO:
+        raise StorageError(f"{self._root}/{path}: a folder keeps no versions", Trouble.NO_OBJECT)
+
     @contextmanager
     def _errors(self, path: str) -> Iterator[None]:
         try:
@@ -195,6 +254,10 @@ class FolderStorage:
         if error.errno in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
             return StorageError(f"{where}: {error.strerror}; a file and a folder are in each other's way there")
         return StorageError(f"{where}: {error.strerror or error}")
+
+
+def _version(found: os.stat_result) -> str:
+    return f"{found.st_size} {found.st_mtime_ns}"
 
 
 def _walk(folder: Path) -> Iterator[Path]:

@@ -89,7 +89,7 @@ def read_table(storage: Storage, table: Table, shard: str) -> pa.Table:
     path = table_path(table, shard)
     try:
         data = pq.read_table(pa.BufferReader(storage.read_bytes(path)))
-    except pa.ArrowInvalid as error:
+    except (pa.ArrowInvalid, OSError) as error:  # OSError: what does not decompress
         raise DataError(f"{storage.url}/{path}: not readable as Parquet ({error})") from None
     if not data.schema.equals(SCHEMAS[table]):
         raise DataError(

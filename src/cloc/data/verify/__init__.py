@@ -1,0 +1,1 @@
+"""Whether a data set is what its manifest says: `cloc data verify`."""

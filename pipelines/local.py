@@ -10,6 +10,7 @@ import contextlib
 import json
 import logging
 import os
+import shlex
 import signal
 import sys
 import time
@@ -36,6 +37,7 @@ from pipelines.cloc_pipeline import NAME, cloc_pipeline
 from pipelines.console import Console, KfpMessages
 
 FAILURE_FILE = "failure.json"
+_MODELS = {"CLOC": "model", "CLIP": "clip_equal_compute"}  # what the playground shows side by side
 
 
 class PipelineFailed(ClocError):  # noqa: N818 (a verdict, as GateFailed)
@@ -92,7 +94,8 @@ def run_local(config: Config, *, data: str | None, out: str, cache: bool, retrie
     body = json.loads((folder / "kfp" / home / "summary" / "results" / SUMMARY_FILE).read_text())
     _link(folder, body["places"])
     print_summary(body)
-    _print_places(folder, body["places"], uri=run.uri, seconds=time.monotonic() - started)
+    split, seconds = config.data.test_splits[0], time.monotonic() - started
+    _print_places(folder, body["places"], uri=run.uri, split=split, seconds=seconds)
     return dict(body["places"])
 
 
@@ -232,19 +235,25 @@ def _link(folder: Path, places: Mapping[str, str]) -> None:
     (folder / SUMMARY_FILE).write_text(json.dumps(places, indent=1) + "\n")
 
 
-def _print_places(folder: Path, places: Mapping[str, str], *, uri: str, seconds: float) -> None:
+def _print_places(folder: Path, places: Mapping[str, str], *, uri: str, split: str, seconds: float) -> None:
     def shown(path: Path) -> str:
         return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
 
+    def place(name: str) -> str:
+        here = folder / name
+        page = here / PAGE_FILE
+        return shown(page if page.is_file() else here) if here.exists() else places[name]
+
     print(f"\nFinished in {seconds / 60:.1f} minutes. Where things lie:")
     for name in places:
-        print(f"  {name:<18} {shown(folder / name) if (folder / name).exists() else places[name]}")
+        print(f"  {name:<18} {place(name)}")
     print(f"  {'logs':<18} {shown(folder / 'logs')}")
-    print("\nLook at the runs, and at the reports:")
-    mlflow = Path(sys.executable).with_name("mlflow")
-    if uri.startswith(("http://", "https://")):
-        print(f"  {uri}")
-    else:
-        print(f"  {shown(mlflow)} ui --backend-store-uri {uri}")
-    for name in ("report", "answers", "label_report", "validation"):
-        print(f"  {(folder / name / PAGE_FILE).as_uri()}")
+    programs = Path(sys.executable).parent
+    served = "" if uri.startswith(("http://", "https://")) else f"{shown(programs / 'mlflow')} ui --backend-store-uri "
+    models = [f"--model {title}={shlex.quote(place(name))}" for title, name in _MODELS.items() if name in places]
+    home = folder / "data" if (folder / "data").exists() else Path(places["data"])
+    pictures = [f"--data {shlex.quote(shown(path))}" for path in (home / split, home) if path.is_dir()][:1]
+    print("\nLook at it:")
+    print(f"  report      {(folder / 'report' / PAGE_FILE).as_uri()}")
+    print(f"  MLflow      {served}{uri}")
+    print(f"  playground  {' '.join([shown(programs / 'cloc'), 'playground', *models, *pictures])}")

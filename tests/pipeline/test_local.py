@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -111,7 +112,11 @@ def test_end_shows_table_places_and_commands(whole: Ended, folder: Path) -> None
     assert "region mAcc" in end
     assert "refers, word for word" in end
     assert "bin/mlflow ui --backend-store-uri sqlite:///" in end
-    assert f"{(folder / 'out/report/index.html').as_uri()}" in end
+    assert f"  report      {(folder / 'out/report/index.html').as_uri()}" in end
+    (asked,) = [line for line in end.splitlines() if line.startswith("  playground  ")]
+    given = dict(zip(shlex.split(asked)[3::2], shlex.split(asked)[4::2], strict=True))
+    assert (folder / given["--model"].partition("=")[2] / "model.safetensors").is_file()
+    assert (folder / given["--data"] / "manifest.json").is_file()
     assert (folder / "out/report/index.html").is_file()
     assert (folder / "out/model/model.safetensors").is_file()
     assert (folder / "out/logs/pretraining.log").read_text().count("step") >= 4

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import time
 from pathlib import Path
 
@@ -15,11 +16,20 @@ from cloc.stage import StageResult
 from cloc.training.watch.live import live_run
 
 
+@pytest.fixture(scope="module")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database whose tables stand: making them takes a while."""
+    path = tmp_path_factory.mktemp("store") / "mlflow.db"
+    MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path
+
+
 @pytest.fixture
-def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrackingConfig:
+def config(tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) -> TrackingConfig:
     for name in ("MLFLOW_RUN_ID", "MLFLOW_TRACKING_URI", "CLOC_RUN_KEY", "DVC_ROOT"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(tmp_path)
+    shutil.copy2(empty_store, tmp_path / "mlflow.db")
     return TrackingConfig(uri=f"sqlite:///{tmp_path}/mlflow.db", experiment="test")
 
 
@@ -143,7 +153,7 @@ def test_rows_of_a_stage_are_logged_while_it_runs_and_not_again(
         for row in rows[:2]:
             live.log(row)
         end = time.monotonic() + 120
-        while live._run is None:  # mlflow is imported
+        while not live._connected:  # mlflow is imported
             assert time.monotonic() < end
             time.sleep(0.01)
         live.close(patience=60)

@@ -5,11 +5,16 @@ Where the pipeline's run comes from, in this order:
     CLOC_RUN_KEY    any key shared by the stages of a pipeline run (the KFP run id): found by tag, made when missing
     dvc repro       the stages of one invocation share a run, too
     else            the stage is its own pipeline
+
+The store may be slow, away at the start or die meanwhile: a stage goes on, and what it records is delivered later, each
+step once (`records`, `outbox`, `journal`, `delivery`). An address that can never be used is an error before any work.
 """
 
+from cloc.tracking.delivery import Delivered, deliver
 from cloc.tracking.names import eval_name
 from cloc.tracking.provenance import REVISION, git
-from cloc.tracking.reading import Reader, Recorded
+from cloc.tracking.reading import Reader
+from cloc.tracking.recorded import Recorded
 from cloc.tracking.registered import local_model
 from cloc.tracking.registry import CHALLENGER, CHAMPION, Registry, Version
 from cloc.tracking.rows import BY_SAMPLES, Row, row_batches
@@ -24,6 +29,7 @@ from cloc.tracking.runs import (
     stage_run,
 )
 from cloc.tracking.store import DEFAULT_STORE, tracking_uri
+from cloc.tracking.troubles import shown
 
 __all__ = [
     "BY_SAMPLES",
@@ -33,6 +39,7 @@ __all__ = [
     "REVISION",
     "STAGE_RUN",
     "STAGE_URI",
+    "Delivered",
     "Reader",
     "Recorded",
     "Registry",
@@ -41,12 +48,14 @@ __all__ = [
     "Version",
     "attach",
     "begin_pipeline",
+    "deliver",
     "end_pipeline",
     "eval_name",
     "git",
     "local_model",
     "pipeline_run",
     "row_batches",
+    "shown",
     "stage_run",
     "tracking_uri",
 ]

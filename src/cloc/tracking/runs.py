@@ -1,23 +1,37 @@
-"""Runs: a stage's, a pipeline's, and one that another process began."""
+"""Runs: a stage's, a pipeline's, and one that another process began.
+
+What is said to a run goes through its outbox: at once where MLflow answers, later where it does not (`outbox`).
+"""
 
 import json
 import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from cloc.config.load import flatten
 from cloc.config.schema import TrackingConfig
 from cloc.stage import StageResult
-from cloc.tracking.provenance import KEY, common_tags, parent_run
-from cloc.tracking.rows import NO_METRICS, Row, first_metric, metric_name, metrics_of, row_batches
-from cloc.tracking.store import STORE_VARIABLE, connect, exported, open_store
+from cloc.tracking.delivery import deliver_older, take_over
+from cloc.tracking.identity import SHARED_KEY_TAG, Identity
+from cloc.tracking.journal import VARIABLE as OUTBOX_VARIABLE
+from cloc.tracking.journal import outbox as outbox_folder
+from cloc.tracking.outbox import Outbox
+from cloc.tracking.parents import as_identity, parent_of_here
+from cloc.tracking.provenance import KEY, common_tags
+from cloc.tracking.records import OWN_ARTIFACTS, Record
+from cloc.tracking.rows import NO_METRICS, Row, left_out, metric_name, names_of, now, row_batches
+from cloc.tracking.store import STORE_VARIABLE, exported, tracking_uri
+from cloc.tracking.troubles import is_away, shown, unusable
 
-_PARAM_LIMIT = 500
+_PARAM_LIMIT, _TAG_LIMIT = 500, 5000
 _ARTIFACT_LIMIT = 64 * 2**20
 _STATUS = {"SUCCEEDED": "FINISHED", "SKIPPED": "FINISHED", "CANCELED": "KILLED"}
 _FIGURE_SUFFIXES = frozenset({".png", ".csv", ".json"})
+_BY_KEY = "key:"
 STAGE_RUN, STAGE_URI = "CLOC_MLFLOW_RUN_ID", STORE_VARIABLE
 """Variables that name a stage's run and its store to the processes that the stage starts."""
 
@@ -25,26 +39,62 @@ STAGE_RUN, STAGE_URI = "CLOC_MLFLOW_RUN_ID", STORE_VARIABLE
 class Run:
     """A run that is being recorded: a stage's, or a pipeline's."""
 
-    def __init__(self, client: Any, run_id: str, *, uri: str) -> None:
-        self._client, self.run_id, self.uri = client, run_id, uri
+    def __init__(self, outbox: Outbox, identity: Identity) -> None:
+        self._outbox, self._identity = outbox, identity
+        self._told_of = set[str]()
+        self._left_live: int | None = None
+
+    @property
+    def run_id(self) -> str:
+        """MLflow's id; "" as long as the store was not reached."""
+        return self._outbox.run_id
+
+    @property
+    def uri(self) -> str:
+        """Address of the store."""
+        return self._outbox.uri
+
+    @property
+    def reference(self) -> str:
+        """For `attach`: the id, or what the run is found by."""
+        return self.run_id or f"{_BY_KEY}{self._identity.key}"
+
+    def put(self, record: Record) -> None:
+        """Takes a record (see `records`): told at once where the store answers, later where it does not."""
+        self._outbox.put(record)
 
     def log_settings(self, settings: Mapping[str, Any]) -> None:
         """Nested settings, flattened to parameters; long values are cut and stand whole in settings.json."""
-        from mlflow.entities import Param
-
-        values = [Param(name, str(value)[:_PARAM_LIMIT]) for name, value in flatten(settings).items()]
-        for start in range(0, len(values), 100):
-            self._client.log_batch(self.run_id, params=values[start : start + 100])
-        self._client.log_dict(self.run_id, dict(settings), "settings.json")
+        values = {name: str(value)[:_PARAM_LIMIT] for name, value in flatten(settings).items()}
+        self.put({"op": "params", "values": values})
+        self.put({"op": "text", "path": "settings.json", "text": json.dumps(settings, indent=2)})
 
     def log_metrics(self, metrics: Mapping[str, float], *, step: int = 0) -> None:
         """Numbers at a step."""
-        self.log_rows([{"step": step, **metrics}])
+        row, moment = {"step": step, **metrics}, now()
+        self._tell_left_out([row])
+        points = [[metric_name(name), float(row[name]), moment, step] for name in names_of(row)]
+        if points:
+            self.put({"op": "points", "values": points})
 
     def log_rows(self, rows: Sequence[Row]) -> None:
-        """Points of curves: losses and evaluations against their samples, too."""
+        """Points of curves, each step once: losses and evaluations against their samples, too."""
+        moment = now()
+        self._tell_left_out(rows)
         for batch in row_batches(rows):
-            self._client.log_batch(self.run_id, metrics=[metric for row in batch for metric in metrics_of(row)])
+            self.put({"op": "rows", "rows": [{"timestamp": moment, **row} for row in batch]})
+
+    def _tell_left_out(self, rows: Sequence[Row]) -> None:
+        for name, (step, value, count) in left_out(rows).items():
+            if name not in self._told_of:
+                more = f", and {count - 1} more of its points" if count > 1 else ""
+                print(
+                    f"metric {name} is {value} at step {step}{more}: MLflow holds finite numbers alone, these are left "
+                    "out there",
+                    file=sys.stderr,
+                    flush=True,
+                )
+            self._told_of.add(name)
 
     def log_inputs(self, inputs: Mapping[str, Any]) -> None:
         """Where the stage read from, and the hashes of the data sets among it."""
@@ -57,15 +107,13 @@ class Run:
     def _log_dataset(self, name: str, manifest: Path) -> None:
         import hashlib
 
-        from mlflow.entities import Dataset, DatasetInput
-
         text = manifest.read_text()
         digest = hashlib.sha256(text.encode()).hexdigest()[:16]
         body = json.loads(text)
         profile = json.dumps({"images": body.get("images"), "shards": len(body.get("shards", ()))})
         source = json.dumps({"uri": str(manifest.parent)})
-        dataset = Dataset(name=name, digest=digest, source_type="local", source=source, profile=profile)
-        self._client.log_inputs(self.run_id, datasets=[DatasetInput(dataset)])
+        about = {"name": name, "digest": digest, "source_type": "local", "source": source, "profile": profile}
+        self.put({"op": "dataset", **about, "context": ""})
 
     def log_result(self, result: StageResult) -> None:
         """A stage's metrics, counts, message and artifacts; a metrics.jsonl among them becomes curves (but for what was
@@ -76,8 +124,8 @@ class Run:
             if path.name == "metrics.jsonl":
                 curves |= self._log_curves(path)
             elif path.is_file() and path.stat().st_size <= _ARTIFACT_LIMIT:
-                self._client.log_artifact(self.run_id, str(path))
-                pages += [f"[{name}]({self._artifact_link(path.name)})"] if path.suffix == ".html" else []
+                self.log_file(path)
+                pages += [f"[{name}]({OWN_ARTIFACTS}{path.name})"] if path.suffix == ".html" else []
             elif _holds_figures(path):
                 self._log_figures(path)
             self.set_tag(f"artifact.{name}", location)
@@ -86,43 +134,67 @@ class Run:
         self.log_metrics({name: value for name, value in metrics.items() if name not in curves})
         self.set_tag("mlflow.note.content", "\n\n".join([result.message, *pages]))
 
+    def log_file(self, path: Path, *, folder: str = "") -> None:
+        """A file, or a folder's files, as artifacts in a folder of the run's."""
+        self.put({"op": "file", "source": str(path.absolute()), "folder": folder})
+
     def _log_figures(self, folder: Path) -> None:
         """Logs a folder of figures and tables whole; MLflow's pages show those tables that are JSON."""
-        self._client.log_artifacts(self.run_id, str(folder), folder.name)
+        self.log_file(folder, folder=folder.name)
         tables = [{"path": f"{folder.name}/{path.name}", "type": "table"} for path in sorted(folder.glob("*.json"))]
         if tables:
             self.set_tag("mlflow.loggedArtifacts", json.dumps(tables))
 
     def _log_curves(self, path: Path) -> set[str]:
-        """Logs the rows of a file of JSON lines that the run does not have; returns the names of the curves."""
+        """Logs the rows of a file of JSON lines, of which the run keeps those that it does not have; returns the names
+        of the curves."""
         rows: list[Row] = [json.loads(line) for line in path.read_text().splitlines()]
-        names = {name for row in rows for name in row} - NO_METRICS
-        present = names & self._client.get_run(self.run_id).data.metrics.keys()
-        steps = {
-            name: {item.step for item in self._client.get_metric_history(self.run_id, name)}
-            for name in {first_metric(row) for row in rows} & present
-        }
-        self.log_rows([row for row in rows if row["step"] not in steps.get(first_metric(row), ())])
-        return names
-
-    def _artifact_link(self, name: str) -> str:
-        """Where MLflow's pages show an artifact of this run, from any of them."""
-        experiment = self._client.get_run(self.run_id).info.experiment_id
-        return f"#/experiments/{experiment}/runs/{self.run_id}/artifacts/{name}"
+        self.log_rows(rows)
+        left = take_over(self.uri, run_id=self.run_id, key=self._identity.key, send=False)
+        self._left_live = sum(item.rows for item in left) if left else None
+        return {name for row in rows for name in row} - NO_METRICS
 
     def set_tag(self, name: str, value: str) -> None:
         """A tag; names are reduced to the characters that MLflow takes."""
-        self._client.set_tag(self.run_id, metric_name(name), value[:5000])
+        self.put({"op": "tags", "values": {metric_name(name): value[:_TAG_LIMIT]}})
 
     def fail(self, reason: str) -> None:
         """Records why the stage failed."""
         self.set_tag("cloc.failure", reason)
 
+    def end(self, status: str) -> None:
+        """Ends it (FINISHED, FAILED or KILLED), and says what MLflow has of it where there was trouble."""
+        take_over(self.uri, run_id=self.run_id, key=self._identity.key, send=True)
+        self.put({"op": "end", "status": status, "time": now()})
+        self.let_go()
 
-def attach(run_id: str, uri: str) -> Run:
-    """A run that exists, by its id and its store: to log to it from another process. Imports mlflow, and asks nothing
-    of the store yet."""
-    return Run(connect(uri), run_id, uri=uri)
+    def let_go(self) -> None:
+        """Ends recording, not the run."""
+        self._outbox.close()
+        if text := self._summary():
+            print(text, file=sys.stderr, flush=True)
+
+    def _summary(self) -> str:
+        (rows, left), pending, place = self._outbox.rows, self._outbox.pending, self._outbox.place
+        if not (self._outbox.trouble or self._left_live):
+            return ""
+        if not pending:
+            return f"MLflow at {shown(self.uri)} has " + (f"all {rows:,} rows" if rows else "all of this run")
+        if self._left_live is not None:
+            left = min(left, self._left_live)
+        has = f"{rows - left:,} of {rows:,} rows" if rows else "not all of this run"
+        rest = f"the rest is kept in {place}: `cloc runs deliver` sends it" if place else "the rest is lost"
+        return f"MLflow at {shown(self.uri)} has {has}, {rest}"
+
+
+def attach(reference: str, uri: str) -> Outbox:
+    """The outbox of a run that exists or will, by `Run.reference` and its store, to record rows from another process;
+    they are sent by `send`, whose first call imports mlflow."""
+    by_key = reference.startswith(_BY_KEY)
+    identity = Identity(made_here=False, run_id="" if by_key else reference)
+    if by_key:
+        identity = replace(identity, key=reference.removeprefix(_BY_KEY))
+    return Outbox(identity, uri, attached=True, immediate=False)
 
 
 def _holds_figures(folder: Path) -> bool:
@@ -132,32 +204,60 @@ def _holds_figures(folder: Path) -> bool:
     return bool(files) and known and sum(path.stat().st_size for path in files) <= _ARTIFACT_LIMIT
 
 
+def _begin(config: TrackingConfig, identity: Identity) -> Run:
+    """Begins to record a run, which is found or made at once where the store answers.
+
+    Raises:
+        ConfigError: the store can never be used as it is.
+    """
+    uri = tracking_uri(config)
+    outbox = Outbox(identity, uri)
+    try:
+        outbox.send()
+    except Exception as error:
+        cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
+        if not is_away(cause):
+            raise unusable(uri, cause) from None
+        outbox.went_away(error)
+    else:
+        for item in deliver_older(uri):
+            print(item, file=sys.stderr, flush=True)
+    return Run(outbox, identity)
+
+
+@contextmanager
+def _recorded(run: Run, *, says_why: bool = False) -> Iterator[Run]:
+    try:
+        yield run
+    except BaseException as error:
+        if says_why:
+            run.fail(str(error))
+        run.end("FAILED" if isinstance(error, Exception) else "KILLED")
+        raise
+    run.end("FINISHED")
+
+
 @contextmanager
 def pipeline_run(config: TrackingConfig, *, name: str, settings: Mapping[str, Any]) -> Iterator[Run]:
     """The parent run of a pipeline; stages started inside (in subprocesses, too) become its children."""
-    client, uri, experiment = open_store(config)
-    created = client.create_run(experiment, run_name=name, tags={**common_tags(), "cloc.kind": "pipeline"})
-    run = Run(client, created.info.run_id, uri=uri)
+    tags = {**common_tags(), "cloc.kind": "pipeline"}
+    identity = Identity(config.experiment, key_tag=SHARED_KEY_TAG, name=name, tags=tags)
+    run = _begin(config, identity)
     run.log_settings(settings)
-    try:
-        with exported({"MLFLOW_RUN_ID": run.run_id, STAGE_URI: uri}):
-            yield run
-    except BaseException as error:
-        run.fail(str(error))
-        client.set_terminated(run.run_id, "FAILED" if isinstance(error, Exception) else "KILLED")
-        raise
-    client.set_terminated(run.run_id, "FINISHED")
+    known = {"MLFLOW_RUN_ID": run.run_id} if run.run_id else {"MLFLOW_RUN_ID": None, KEY: identity.key}
+    with _recorded(run, says_why=True), exported({**known, STAGE_URI: run.uri, **_outbox_variable()}):
+        yield run
 
 
 def begin_pipeline(config: TrackingConfig, *, settings: Mapping[str, Any]) -> None:
     """The run of a pipeline whose tasks know each other by `CLOC_RUN_KEY` is made where it is missing, with all
     settings."""
-    if not os.environ.get(KEY):
+    parent = parent_of_here()
+    if not os.environ.get(KEY) or parent is None:
         return
-    client, uri, experiment = open_store(config)
-    run_id = parent_run(client, experiment)
-    assert run_id is not None
-    Run(client, run_id, uri=uri).log_settings(settings)
+    run = _begin(config, as_identity(parent, experiment=config.experiment))
+    run.log_settings(settings)
+    run.let_go()
 
 
 def end_pipeline(config: TrackingConfig, *, state: str, reason: str) -> str:
@@ -169,37 +269,29 @@ def end_pipeline(config: TrackingConfig, *, state: str, reason: str) -> str:
         reason: why it failed; "" where it did not.
 
     Returns:
-        The run's id; "" where it has none.
+        The run's id; "" where it has none, or MLflow is away.
     """
-    client, uri, experiment = open_store(config)
-    run_id = parent_run(client, experiment)
-    if run_id is None:
+    parent = parent_of_here()
+    if parent is None:
         return ""
-    run = Run(client, run_id, uri=uri)
+    run = _begin(config, as_identity(parent, experiment=config.experiment))
     run.set_tag("cloc.outcome", state)
     if reason:
         run.fail(reason)
-    client.set_terminated(run_id, _STATUS.get(state, "FAILED"))
-    return run_id
+    run.end(_STATUS.get(state, "FAILED"))
+    return run.run_id
 
 
 @contextmanager
 def stage_run(config: TrackingConfig, *, stage: str, settings: Mapping[str, Any]) -> Iterator[Run]:
     """The run of one stage, under the pipeline's run where there is one. Processes that the stage starts know it by the
     variables `STAGE_RUN` and `STAGE_URI`."""
-    client, uri, experiment = open_store(config)
-    parent = parent_run(client, experiment)
     tags = {**common_tags(), "cloc.kind": "stage", "cloc.stage": stage}
-    if parent:
-        tags["mlflow.parentRunId"] = parent
-        experiment = client.get_run(parent).info.experiment_id
-    created = client.create_run(experiment, run_name=stage, tags=tags)
-    run = Run(client, created.info.run_id, uri=uri)
+    run = _begin(config, Identity(config.experiment, name=stage, tags=tags, parent=parent_of_here()))
     run.log_settings(settings)
-    try:
-        with exported({STAGE_RUN: run.run_id, STAGE_URI: uri}):
-            yield run
-    except BaseException as error:
-        client.set_terminated(run.run_id, "FAILED" if isinstance(error, Exception) else "KILLED")
-        raise
-    client.set_terminated(run.run_id, "FINISHED")
+    with _recorded(run), exported({STAGE_RUN: run.reference, STAGE_URI: run.uri, **_outbox_variable()}):
+        yield run
+
+
+def _outbox_variable() -> dict[str, str]:
+    return {OUTBOX_VARIABLE: str(outbox_folder())}

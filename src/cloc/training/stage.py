@@ -18,6 +18,7 @@ from cloc.data.storage import open_storage
 from cloc.errors import ConfigError, DataError, TrainingError
 from cloc.model.processing import train_tokenizer
 from cloc.stage import LINEAGE_FILE, StageResult, fingerprint
+from cloc.tracking.rows import NO_METRICS
 from cloc.training.data_check import check_data, held_out
 from cloc.training.doctor import preflight
 from cloc.training.job import TrainingJob
@@ -207,7 +208,7 @@ def _bring(url: str, output: Path) -> None:
 def _result(output: Path) -> StageResult:
     summary = json.loads((output / SUMMARY_FILE).read_text())
     last: Mapping[str, Any] = json.loads((output / METRICS_FILE).read_text().splitlines()[-1])
-    metrics = {name: value for name, value in last.items() if name not in ("step", "seconds")}
+    metrics = {name: value for name, value in last.items() if name not in NO_METRICS}
     metrics |= {f"speed/{name}": summary[name] for name in ("cpu_seconds", "wall_seconds")}
     return StageResult(
         stage=STAGE,

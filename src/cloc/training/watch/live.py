@@ -11,27 +11,26 @@ _MOST_INTERVALS = 16
 
 
 def live_run() -> "LiveRun | None":
-    """The run of the stage that started this process (`tracking.live_environment`); None where there is none."""
-    run_id, uri = os.environ.get(tracking.STAGE_RUN), os.environ.get(tracking.STAGE_URI)
-    return LiveRun(run_id, uri) if run_id and uri else None
+    """The run of the stage that started this process; None where there is none."""
+    reference, uri = os.environ.get(tracking.STAGE_RUN), os.environ.get(tracking.STAGE_URI)
+    return LiveRun(reference, uri) if reference and uri else None
 
 
 class LiveRun:
-    """Sends rows of metrics to a run from a thread, which also imports mlflow: who logs never waits.
+    """Sends rows of metrics to a run from a thread, which also imports mlflow: who logs never waits for the store.
 
-    A store that does not answer costs one line on stderr; the rows are kept and sent when it answers again. What is
-    left at the end the stage logs (`tracking.Run.log_result`).
+    A store that does not answer costs one line on stderr; the rows are kept, on disk too, and sent when it answers
+    again. What is left at the end the stage sends (`tracking.Run.log_result`), or whoever delivers what is left behind.
 
     Args:
-        run_id: of a run that exists.
+        reference: of the run (`tracking.Run.reference`).
         uri: of its store or server.
         interval: seconds between batches; after failures up to 16 times as many.
     """
 
-    def __init__(self, run_id: str, uri: str, *, interval: float = 5.0) -> None:
-        self._run_id, self._uri, self._interval = run_id, uri, interval
-        self._rows, self._failures = list[tracking.Row](), 0
-        self._run: tracking.Run | None = None
+    def __init__(self, reference: str, uri: str, *, interval: float = 5.0) -> None:
+        self._outbox, self._interval, self._failures = tracking.attach(reference, uri), interval, 0
+        self._connected = False
         self._lock, self._over = threading.Lock(), threading.Event()
         self._ended: float | None = None
         self._thread = threading.Thread(target=self._work, daemon=True, name="mlflow")
@@ -47,26 +46,21 @@ class LiveRun:
 
     def log(self, row: tracking.Row) -> None:
         """Takes a row, which must not change any more."""
-        self._rows.append(row)
+        self._outbox.put({"op": "rows", "rows": [row]})
 
     def close(self, *, patience: float) -> None:
         """Sends what is left, for at most that many seconds; at once where there was no connection yet."""
         self._over.set()
-        if self._run is None:
-            return
-        self._thread.join(patience)
-        if self._rows:
-            print(
-                f"MLflow at {self._uri} did not take the last {len(self._rows)} rows of metrics; the end of the stage "
-                "logs them",
-                file=sys.stderr,
-                flush=True,
-            )
+        if self._connected:
+            self._thread.join(patience)
+            rows, left = self._outbox.rows
+            if left:
+                there = f"MLflow at {tracking.shown(self._outbox.uri)} has {rows - left:,} of {rows:,} rows of metrics"
+                print(f"{there}; the end of the stage sends the rest", file=sys.stderr, flush=True)
+        if not self._thread.is_alive():
+            self._outbox.close(last_try=False)
 
     def _work(self) -> None:
-        # Trying again is done here, and seen: not for minutes inside a request.
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
         self._try()
         over = False
         while not over:
@@ -77,23 +71,10 @@ class LiveRun:
 
     def _try(self) -> None:
         try:
-            self._run = self._run or tracking.attach(self._run_id, self._uri)
-            for batch in tracking.row_batches(list(self._rows)):
-                self._run.log_rows(batch)
-                del self._rows[: len(batch)]
+            self._outbox.send()
         except Exception as error:
-            # Whatever is wrong with MLflow: training goes on, and this line says it.
+            # Whatever is wrong with MLflow: training goes on, and a line says it.
             self._failures += 1
-            if self._failures == 1:
-                self._say(f"takes no metrics ({_reason(error)}); they are kept and sent when it does")
+            self._outbox.went_away(error)
             return
-        if self._failures:
-            self._say("takes metrics again")
-        self._failures = 0
-
-    def _say(self, text: str) -> None:
-        print(f"MLflow at {self._uri} {text}", file=sys.stderr, flush=True)
-
-
-def _reason(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:300]
+        self._connected, self._failures = True, 0

@@ -1,6 +1,6 @@
 """Where a run's metrics are kept: a file of JSON lines in a folder, or an object on S3.
 
-A row is {"step": ..., "seconds": ..., NAME: value, ...}.
+A row is {"step": ..., "seconds": ..., "timestamp": milliseconds since 1970, NAME: value, ...}.
 """
 
 import json

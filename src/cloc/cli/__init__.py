@@ -53,6 +53,8 @@ _GROUPS = {
     },
     "Runs": {
         "compare": _Verb("cloc.cli.compare", "compare", "What differs between runs: settings, data, code, figures."),
+        "runs": _Verb("cloc.cli.runs", "runs", "What ran and what came of it: list, show, compare, link."),
+        "lineage": _Verb("cloc.cli.lineage", "lineage", "From a model back to run, code, data, labels, labellers."),
     },
     "This command": {
         "completion": _Verb("cloc.cli.completion", "completion", "Completion for bash, zsh or fish."),

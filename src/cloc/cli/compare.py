@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cloc.cli.options import DEFAULT_PARAMS, resolve, settings_options
-from cloc.config import Config
+from cloc.cli.options import settings_options, tracking_settings
 from cloc.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -40,13 +39,12 @@ def compare(runs: tuple[str, ...], everything: bool, as_json: bool, **settings: 
     """
     if len(runs) < 2:
         raise ConfigError(f"compare: {len(runs)} run given; name two or more")
-    given = settings["params"] or settings["preset"] or settings["overrides"]
-    known = resolve(**settings) if given or Path(DEFAULT_PARAMS).is_file() else Config()
+    tracking = tracking_settings(**settings)
 
     from cloc.cli.subjects import Subjects
     from cloc.evaluation.comparison import compare as beside
 
-    subjects = Subjects(known.tracking)
+    subjects = Subjects(tracking)
     comparison = beside([subjects.find(run) for run in runs], everything=everything)
     if as_json:
         click.echo(json.dumps(comparison.to_json(), indent=1))

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 import click
 
 from cloc.config import Config, apply_overrides, load_params, load_preset, parse
+from cloc.config.schema import TrackingConfig
 from cloc.errors import ConfigError
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -37,3 +38,9 @@ def resolve(params: str | None, preset: str | None, overrides: tuple[str, ...]) 
     if not params and not Path(path).is_file():
         raise ConfigError(f"there is no {DEFAULT_PARAMS} here; name one with --params, or take a --preset")
     return load_params(path, overrides=overrides)
+
+
+def tracking_settings(params: str | None, preset: str | None, overrides: tuple[str, ...]) -> TrackingConfig:
+    """Section `tracking`, for verbs that read what was recorded: where no settings are, the defaults."""
+    given = params or preset or overrides
+    return (resolve(params, preset, overrides) if given or Path(DEFAULT_PARAMS).is_file() else Config()).tracking

@@ -70,7 +70,7 @@ class Reader:
         """The run with this id, the start of an id, or name; or the newest, for `LATEST`."""
         if reference == LATEST and (newest := self.newest(limit=1)):
             return newest[0].run
-        conditions = [f"attributes.run_id = '{reference}'", f"attributes.run_name = {_quoted(reference)}"]
+        conditions = [f"attributes.run_id = '{reference}'", f"attributes.run_name = {quoted(reference)}"]
         if _SHORTEST <= len(reference) <= _ID and reference.isalnum():
             conditions.append(f"attributes.run_id LIKE '{reference}%'")
         with asked(self.uri, "cannot be read"):
@@ -160,6 +160,6 @@ def _pages(ask: Any) -> Iterator[Any]:
             return
 
 
-def _quoted(text: str) -> str:
+def quoted(text: str) -> str:
     """A value in MLflow's language, which has no escapes: of a text with both quotes, one that nothing equals."""
     return f'"{text}"' if "'" in text else f"'{text}'"

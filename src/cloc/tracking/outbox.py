@@ -13,6 +13,7 @@ from cloc.tracking.store import absolute
 from cloc.tracking.troubles import Away, Refused, shown
 
 _INTERVAL, _MOST_INTERVALS = 5.0, 16
+_LAST_PAUSES = (0.0, 1.0, 2.0)  # before each of the last tries, in seconds
 
 
 class Outbox:
@@ -115,11 +116,10 @@ class Outbox:
         self._over.set()
         if self._thread:
             self._thread.join(_INTERVAL * 4)
-        if last_try and self._pending:
-            try:
-                self.send()
-            except Away as error:
-                self.went_away(error)
+        for pause in _LAST_PAUSES if last_try else ():
+            if self._pending:
+                time.sleep(pause)
+                self._try()
         with self._lock:
             if self._journal:
                 self._journal.let_go()

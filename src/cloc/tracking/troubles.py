@@ -20,6 +20,13 @@ _LOGIN_CODES = {"UNAUTHENTICATED", "PERMISSION_DENIED", "CUSTOMER_UNAUTHORIZED"}
 _WRONG = re.compile(r"authentication failed|does not exist|unable to open|readonly|read-only|password|not a database")
 _PAGE = re.compile(r"Response body: '\s*<", re.IGNORECASE)
 _NO_API = ("ENDPOINT_NOT_FOUND", "not in a valid JSON format")
+_REASONS = {
+    r"refused": "connection refused",
+    r"timed? ?out": "no answer in time",
+    r"resolve|name or service|translate host|getaddrinfo": "no host of that name",
+    r"(?:failed with error code|too many) ([45]\d\d)": "it answers {0}",
+    r"aborted|disconnected|reset by peer|broken pipe|closed the connection": "the connection was lost",
+}
 _PACKAGES = {"psycopg2": "pip install -e '.[postgres]'", "psycopg": "write postgresql+psycopg2://... for it"}
 
 
@@ -77,16 +84,11 @@ def judged(error: Exception) -> Exception:
 
 def reason(error: BaseException) -> str:
     """Why a store does not answer, in some words."""
-    text = first_line(error)
-    if re.search(r"refused", text):
-        return "connection refused"
-    if re.search(r"timed? ?out", text):
-        return "no answer in time"
-    if re.search(r"resolve|Name or service|getaddrinfo", text):
-        return "no host of that name"
-    if found := re.search(r"(?:failed with error code|too many) (5\d\d)", text):
-        return f"error {found[1]}"
-    return text
+    text = str(error)
+    for pattern, words in _REASONS.items():
+        if found := re.search(pattern, text, re.IGNORECASE):
+            return words.format(*found.groups())
+    return first_line(error)
 
 
 def unusable(uri: str, error: Exception) -> ConfigError:

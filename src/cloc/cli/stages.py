@@ -1,5 +1,6 @@
 """The verbs over the stages: each fills in paths and calls `run_stage`."""
 
+import shutil
 from typing import Any
 
 import click
@@ -128,6 +129,7 @@ def validate(data: str, captions: str, regions: str, out: str, sums: str, worker
 @click.option("--objective", type=click.Choice(["cloc", "clip"]), default="cloc", show_default=True)
 @click.option("--match-compute-of", default="", help="Train as many processor-seconds as this model took.")
 @click.option("--step-cost-of", default="", help="Model of the same objective that tells what a step costs.")
+@click.option("--unfinished", default="", help="Where the run lies until it is done, if not in train.storage or --out.")
 @click.option("--dry-run", is_flag=True, help="Print what the scheduler would be asked for; start and write nothing.")
 @settings_options
 def pretrain(
@@ -138,12 +140,14 @@ def pretrain(
     objective: str,
     match_compute_of: str,
     step_cost_of: str,
+    unfinished: str,
     dry_run: bool,
     **settings: Any,
 ) -> None:
     """Train CLOC, or a plain CLIP by the same code, through TorchX.
 
-    Told to stop (SIGTERM, Ctrl-C), it saves and ends with exit code 75 or 130; the same command goes on from there.
+    Told to stop (SIGTERM, Ctrl-C), it saves and ends with exit code 75 or 130; the same command goes on from there,
+    with --unfinished also where --out was emptied in between, as DVC does. What lies there is removed at the end.
 
     \b
     cloc pretrain --data data --captions work/captions --regions work/regions --out work/cloc
@@ -158,13 +162,19 @@ def pretrain(
         "match_compute_of": match_compute_of,
         "step_cost_of": step_cost_of,
     }
+    config = resolve(**settings)
+    kept = unfinished if not config.train.storage else ""
+    if kept:
+        config = config.model_copy(update={"train": config.train.model_copy(update={"storage": kept})})
     if dry_run:
         from cloc.training import stage  # heavy: not for --help
 
-        text = stage.request(resolve(**settings), inputs=stage.Inputs(**inputs), outputs=stage.Outputs(model=out))
+        text = stage.request(config, inputs=stage.Inputs(**inputs), outputs=stage.Outputs(model=out))
         click.echo(text, nl=False)
         return
-    run_stage("pretraining", resolve(**settings), inputs=inputs, outputs={"model": out})
+    run_stage("pretraining", config, inputs=inputs, outputs={"model": out})
+    if kept:
+        shutil.rmtree(kept)
 
 
 _ROW = "A row; repeat. A folder, the hub id of any CLIP or SigLIP, or models:/cloc@champion."
@@ -233,7 +243,8 @@ def tune(
 ) -> None:
     """Tune an MLLM adapter on referring and grounding, ask it about test images, and report; through TorchX.
 
-    Told to stop (SIGTERM, Ctrl-C), it saves and ends with exit code 75 or 130; the same command goes on from there.
+    Told to stop (SIGTERM, Ctrl-C), it saves and ends with exit code 75 or 130; the same command goes on from there,
+    with --unfinished also where --out was emptied in between, as DVC does. What lies there is removed at the end.
 
     \b
     cloc tune --data data --captions work/captions --regions work/regions --encoder work/cloc --out work/adapter

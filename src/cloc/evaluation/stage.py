@@ -28,9 +28,12 @@ from cloc.evaluation.metrics import (
     assemble,
     flatten,
     flatten_model,
+    headline_names,
     pack_estimates,
 )
 from cloc.evaluation.models import load_models
+from cloc.evaluation.provenance import read_lineage
+from cloc.evaluation.recall import RECALL_FILE, by_iou
 from cloc.evaluation.scoring import score_split
 from cloc.evaluation.summary import best_row, brief
 from cloc.evaluation.truth import Split, open_splits
@@ -58,7 +61,7 @@ class Outputs:
 
     Attributes:
         report: folder of `index.html`, `metrics.json`, `estimates.safetensors`, `confusion.json` of the
-            candidate's best reader, `summary.md`, tables and figures.
+            candidate's best reader, `grounding_recall.json`, `summary.md`, tables and figures.
     """
 
     report: str
@@ -84,7 +87,7 @@ def run(config: Config, *, inputs: Inputs, outputs: Outputs) -> StageResult:
     _write_figures(storage, metrics, results, first)
     written = report.write(config, metrics, first, results[first.name], models, data=inputs.data, storage=storage)
     root = outputs.report.rstrip("/")
-    rows = {name: ModelResult(flatten_model(metrics, name), about_model(metrics, name)) for name in metrics["models"]}
+    rows = {name: ModelResult(flatten_model(metrics, name), _about(metrics, name)) for name in metrics["models"]}
     candidate = rows.get(metrics["headline"]["candidate"], ModelResult())
     files = {"metrics": METRICS_FILE, "estimates": ESTIMATES_FILE, **written}
     return StageResult(
@@ -98,8 +101,16 @@ def run(config: Config, *, inputs: Inputs, outputs: Outputs) -> StageResult:
         },
         message=brief(metrics),
         models=rows,
+        headline=tuple(name for name in headline_names(metrics) if name in candidate.metrics),
         artifacts={name: f"{root}/{path}" for name, path in files.items()},
     )
+
+
+def _about(metrics: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """How a model came about, and the run that recorded it."""
+    about = about_model(metrics, name)
+    run = read_lineage(about["folder"]).get("run", {}).get("id")
+    return about | ({"trained_by": run} if run else {})
 
 
 def _rows(config: Config, inputs: Inputs) -> dict[str, str]:
@@ -124,6 +135,7 @@ def _write_figures(
 ) -> None:
     storage.write_bytes(ESTIMATES_FILE, pack_estimates(results))
     storage.write_bytes(METRICS_FILE, (json.dumps(metrics, indent=1) + "\n").encode())
+    storage.write_bytes(RECALL_FILE, (json.dumps(by_iou(results[first.name].iou), indent=1) + "\n").encode())
     model = metrics["headline"]["candidate"] or next(iter(metrics["models"]))
     row = best_row(metrics, split=first.name, model=model)
     if row:

@@ -4,6 +4,7 @@ import ast
 import hashlib
 import re
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 
 import cloc
@@ -17,18 +18,22 @@ _NEUTRAL = ("config", "errors.py", "tracking", "__init__.py")
 
 
 def stage_sources(stage: str) -> list[Path]:
-    """Files of this package that a stage's module imports, directly or not, and files that lie beside these.
+    """The `module_sources` of a stage's module. Raises ConfigError for an unknown stage."""
+    return module_sources(stage_spec(stage).module)
 
-    Imports inside functions count, and names of modules in strings: what is run by `python -m`. Raises ConfigError for
-    an unknown stage.
+
+def module_sources(module: str) -> list[Path]:
+    """Files of this package that a module imports, directly or not, and files that lie beside these.
+
+    Imports inside functions count, and names of modules in strings: what is run by `python -m`.
     """
     found: set[Path] = set()
-    waiting = [stage_spec(stage).module]
+    waiting = [module]
     while waiting:
         for path in _files(waiting.pop()):
             if path not in found and path.relative_to(_ROOT).parts[0] not in _NEUTRAL:
                 found.add(path)
-                waiting += _imports(path)
+                waiting += _imports(path.read_bytes())
     folders = {path.parent for path in found if path.parent != _ROOT}
     return sorted(found | {item for folder in folders for item in _resources(folder)})
 
@@ -37,10 +42,14 @@ def code_version(stage: str) -> str:
     """Hash of the stage's source, 16 hexadecimal digits. Comments and layout of Python files do not count."""
     digest = hashlib.sha256(cloc.__version__.encode())
     for path in stage_sources(stage):
-        body = path.read_bytes()
-        content = ast.dump(ast.parse(body)).encode() if path.suffix == ".py" else body
-        digest.update(str(path.relative_to(_ROOT)).encode() + b"\0" + content)
+        digest.update(str(path.relative_to(_ROOT)).encode() + b"\0" + source_content(path))
     return digest.hexdigest()[:16]
+
+
+def source_content(path: Path) -> bytes:
+    """What counts of a file: of Python neither comments nor layout."""
+    body = path.read_bytes()
+    return ast.dump(ast.parse(body)).encode() if path.suffix == ".py" else body
 
 
 def _files(module: str) -> list[Path]:
@@ -54,18 +63,18 @@ def _files(module: str) -> list[Path]:
     return [own, *(path for path in packages if path.is_file())]
 
 
-def _imports(path: Path) -> Iterator[str]:
+@lru_cache(maxsize=1024)  # stages share most of their source
+def _imports(source: bytes) -> tuple[str, ...]:
     """Names of this package that a file imports or runs; what is imported `from` a package may be a module or not."""
-    for node in ast.walk(ast.parse(path.read_bytes())):
+    names: list[str] = []
+    for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
-            names = [item.name for item in node.names]
+            names += [item.name for item in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            names = [node.module, *(f"{node.module}.{item.name}" for item in node.names)]
+            names += [node.module, *(f"{node.module}.{item.name}" for item in node.names)]
         elif isinstance(node, ast.Constant) and isinstance(node.value, str) and _MODULE.fullmatch(node.value):
-            names = [node.value]
-        else:
-            continue
-        yield from (name for name in names if name.split(".")[0] == "cloc" and name != "cloc")
+            names.append(node.value)
+    return tuple(name for name in names if name.split(".")[0] == "cloc" and name != "cloc")
 
 
 def _resources(folder: Path) -> Iterator[Path]:

@@ -7,7 +7,6 @@ neither         a web page, a login, a folder that cannot be written: somebody m
 
 import re
 from collections.abc import Iterator
-from urllib.parse import urlsplit, urlunsplit
 
 from cloc.errors import ConfigError
 
@@ -40,10 +39,9 @@ class Refused(Exception):  # noqa: N818 (a verdict)
 
 def shown(uri: str) -> str:
     """An address without its password, to print and to file."""
-    parts = urlsplit(uri)
-    if not parts.password:
-        return uri
-    return urlunsplit(parts._replace(netloc=f"{parts.username or ''}@{parts.netloc.rpartition('@')[2]}"))
+    return re.sub(
+        r"(//[^/@:]*):[^/]*@|([?&]password=)[^&]*", lambda found: f"{found[1]}@" if found[1] else found[2], uri
+    )
 
 
 def first_line(error: BaseException) -> str:

@@ -44,6 +44,7 @@ _GROUPS = {
         "evaluate": _Verb("cloc.cli.stages", "evaluate", "Models side by side on the test splits, with a report."),
         "register": _Verb("cloc.cli.stages", "register", "The gate before the registry, and the registry."),
         "ablate": _Verb("cloc.cli.ablate", "ablate", "The rows of the paper's ablation."),
+        "playground": _Verb("cloc.cli.playground", "playground", "Models in the browser: name, find, search."),
         "export": _Verb("cloc.cli.export", "export", "Write a trained model for other programs."),
     },
     "Language model": {

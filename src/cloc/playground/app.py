@@ -9,6 +9,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp
 
 from cloc import __version__
@@ -46,6 +47,7 @@ def make_app(service: Service, *, meters: Meters, names: Collection[str] = ()) -
     app.add_exception_handler(Busy, _busy)
     app.add_exception_handler(DataError, _broken_data)
     app.add_exception_handler(HTTPException, _refused)
+    app.add_exception_handler(ClientDisconnect, _gone)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(Exception, _defect)
     indexer = service.indexer
@@ -110,6 +112,10 @@ async def _broken_data(request: Request, error: Exception) -> JSONResponse:
 async def _refused(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     return JSONResponse({"error": error.detail}, error.status_code, dict(error.headers or {}))
+
+
+async def _gone(request: Request, error: Exception) -> JSONResponse:
+    return JSONResponse({"error": "the client went away"}, 400)
 
 
 async def _invalid(request: Request, error: Exception) -> JSONResponse:

@@ -20,6 +20,7 @@ from cloc.playground.meters import Meters
 
 UPLOAD = "/api/images"
 _READS = ("GET", "HEAD")
+_READ_ON = 10  # times the limit that a body which is too large is read on, so that its sender is told
 _HEADERS = {
     "content-security-policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; "
@@ -85,14 +86,10 @@ class Guard:
         headers = Headers(scope=scope)
         host = headers.get("host", "")
         if not self._is_own(host):
-            return _refused(403, f"the host {host[:100]!r} is not served here; --allow-host names others")
+            return _refused(f"the host {host[:100]!r} is not served here; --allow-host names others")
         origin = headers.get("origin")
         if scope["method"] not in _READS and origin is not None and urlsplit(origin).netloc.lower() != host.lower():
-            return _refused(403, "requests from pages of other sites are refused")
-        limit = limits.IMAGE_BYTES if scope["path"] == UPLOAD else limits.BODY_BYTES
-        length = headers.get("content-length", "0")
-        if length.isdecimal() and int(length) > limit:
-            return _refused(413, _too_large(limit))
+            return _refused("requests from pages of other sites are refused")
         return None
 
     def _is_own(self, host: str) -> bool:
@@ -110,35 +107,42 @@ class Guard:
 
 
 class _Body:
-    """A request's body as it arrives."""
+    """A request's body as it arrives.
+
+    Attributes:
+        bytes: of it that the application was given.
+    """
 
     def __init__(self, guard: Guard, receive: Receive, *, limit: int) -> None:
-        self.bytes = 0
+        self.bytes = self._seen = 0
         self._guard, self._receive, self._limit = guard, receive, limit
         self._deadline = asyncio.get_running_loop().time() + limits.BODY_SECONDS
         self._complete = False
 
     async def receive(self) -> Message:
-        if self._complete:
-            return await self._receive()
+        """The next message; of a body that is too large nothing is kept, but its sender shall see the answer."""
+        while not self._complete:
+            message = await self._next()
+            size = len(message.get("body", b""))
+            self._seen += size
+            self._complete = not message.get("more_body", False)
+            if self._seen <= self._limit:
+                self.bytes += size
+                self._guard.arrived(size)
+                return message
+            if self._complete or self._seen > _READ_ON * self._limit:
+                mib = self._limit // limits.MIB
+                shown = f"{mib} MiB" if mib else f"{self._limit // 1024} KiB"
+                raise HTTPException(413, f"the body is too large; at most {shown}", {"connection": "close"})
+        return await self._receive()
+
+    async def _next(self) -> Message:
         try:
             async with asyncio.timeout_at(self._deadline):
-                message = await self._receive()
+                return await self._receive()
         except TimeoutError:
             raise HTTPException(408, f"the body did not arrive within {limits.BODY_SECONDS} seconds") from None
-        size = len(message.get("body", b""))
-        self.bytes += size
-        self._guard.arrived(size)
-        if self.bytes > self._limit:
-            raise HTTPException(413, _too_large(self._limit))
-        self._complete = not message.get("more_body", False)
-        return message
 
 
-def _too_large(limit: int) -> str:
-    shown = f"{limit // limits.MIB} MiB" if limit >= limits.MIB else f"{limit // 1024} KiB"
-    return f"the body is too large; at most {shown}"
-
-
-def _refused(status: int, reason: str) -> JSONResponse:
-    return JSONResponse({"error": reason}, status, {"connection": "close"})
+def _refused(reason: str) -> JSONResponse:
+    return JSONResponse({"error": reason}, 403, {"connection": "close"})

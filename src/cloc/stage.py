@@ -41,6 +41,7 @@ class StageResult:
         message: one line for a person.
         artifacts: files or folders worth keeping with the run, by the name to show.
         models: every model that was measured, by the name of its row, where there are several.
+        headline: names of the metrics that the pipeline's run shows, too.
         made: hashes and names of what was made, to find the run by: `weights_sha256`, ...
         mlflow_run: id of the MLflow run that recorded the stage; set by `run_stage`, not saved.
     """
@@ -51,6 +52,7 @@ class StageResult:
     message: str = ""
     artifacts: Mapping[str, str] = field(default_factory=dict)
     models: Mapping[str, ModelResult] = field(default_factory=dict)
+    headline: tuple[str, ...] = ()
     made: Mapping[str, str] = field(default_factory=dict)
     mlflow_run: str = ""
 
@@ -65,6 +67,7 @@ class StageResult:
             "message": self.message,
             "artifacts": dict(self.artifacts),
             "models": {name: asdict(model) for name, model in self.models.items()},
+            "headline": list(self.headline),
             "made": dict(self.made),
         }
         path.write_text(json.dumps(body, indent=2, sort_keys=True) + "\n")

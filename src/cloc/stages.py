@@ -29,6 +29,8 @@ class StageSpec:
         home: the output whose folder, where it is wanted, also gets the settings and the result; empty where the only
             output is a data set, which holds nothing that differs between equal runs.
         title: for people.
+        reads: setting that names the splits of a collection that it reads.
+        purpose: what it reads them for, as MLflow tells of a data set.
     """
 
     name: str
@@ -36,6 +38,8 @@ class StageSpec:
     sections: tuple[str, ...]
     home: str
     title: str
+    reads: str = "data.train_split"
+    purpose: str = ""
 
 
 STAGES: Mapping[str, StageSpec] = {
@@ -45,18 +49,67 @@ STAGES: Mapping[str, StageSpec] = {
         StageSpec("ingest", "cloc.data.ingest.stage", ("data",), "", "Bring images into a data set"),
         StageSpec("duplicates", "cloc.data.duplicates.stage", ("data",), "report", "Find images that occur again"),
         StageSpec("attributes", "cloc.data.attributes.stage", ("data",), "", "Bring in hard negatives"),
-        StageSpec("teachers", "cloc.labeling.teachers.stage", ("data", "teachers"), "teachers", "Fit labelling models"),
-        StageSpec("captioning", "cloc.labeling.captioning", ("data", "captioning"), "report", "Caption every image"),
-        StageSpec("grounding", "cloc.labeling.grounding", ("data", "grounding"), "report", "Find what captions name"),
-        StageSpec("validation", "cloc.validation.stage", ("data", "validation"), "report", "Check the labels"),
         StageSpec(
-            "pretraining", "cloc.training.stage", ("data", "model", "loss", "train"), "model", "Train an encoder"
+            "teachers",
+            "cloc.labeling.teachers.stage",
+            ("data", "teachers"),
+            "teachers",
+            "Fit labelling models",
+            reads="teachers.split",
+            purpose="training",
         ),
-        StageSpec("evaluation", "cloc.evaluation.stage", ("data", "evaluation"), "report", "Compare the encoders"),
+        StageSpec(
+            "captioning",
+            "cloc.labeling.captioning",
+            ("data", "captioning"),
+            "report",
+            "Caption every image",
+            purpose="labelling",
+        ),
+        StageSpec(
+            "grounding",
+            "cloc.labeling.grounding",
+            ("data", "grounding"),
+            "report",
+            "Find what captions name",
+            purpose="labelling",
+        ),
+        StageSpec(
+            "validation",
+            "cloc.validation.stage",
+            ("data", "validation"),
+            "report",
+            "Check the labels",
+            purpose="validation",
+        ),
+        StageSpec(
+            "pretraining",
+            "cloc.training.stage",
+            ("data", "model", "loss", "train"),
+            "model",
+            "Train an encoder",
+            purpose="training",
+        ),
+        StageSpec(
+            "evaluation",
+            "cloc.evaluation.stage",
+            ("data", "evaluation"),
+            "report",
+            "Compare the encoders",
+            reads="data.test_splits",
+            purpose="evaluation",
+        ),
         StageSpec(
             "registration", "cloc.evaluation.registration", ("evaluation", "tracking"), "receipt", "Gate and registry"
         ),
-        StageSpec("adapter_tuning", "cloc.mllm.stage", ("data", "train", "adapter"), "adapter", "Tune an MLLM adapter"),
+        StageSpec(
+            "adapter_tuning",
+            "cloc.mllm.stage",
+            ("data", "train", "adapter"),
+            "adapter",
+            "Tune an MLLM adapter",
+            purpose="training",
+        ),
     )
 }
 
@@ -105,14 +158,20 @@ def run_stage(
     home = result_dir or (getattr(given_outputs, spec.home) if spec.home else None)
     started = time.monotonic()
     print(f"== {spec.title} ({name})", flush=True)
-    with tracking.stage_run(resolved.tracking, stage=name, settings=stage_settings(name, resolved)) as run:
-        run.log_inputs({key: value for key, value in vars(given_inputs).items() if value})
+    settings, title = stage_settings(name, resolved), _run_title(spec, given_inputs, given_outputs)
+    with (
+        tracking.ending_as_its_stage(resolved.tracking),
+        tracking.stage_run(resolved.tracking, stage=name, settings=settings, name=title) as run,
+    ):
+        read = {key: value for key, value in vars(given_inputs).items() if value}
+        run.log_inputs(read, tracking.data_sets(read, splits=_splits(spec, resolved), context=spec.purpose))
         try:
             result: StageResult = module.run(resolved, inputs=given_inputs, outputs=given_outputs)
         except ClocError as error:
             run.fail(str(error))
             if isinstance(error, GateFailed) and error.result is not None:
                 run.log_result(error.result)
+                tracking.log_family(resolved.tracking, run, error.result)
                 if home:
                     (Path(home) / CONFIG_FILE).write_text(dump(resolved))
             raise
@@ -120,9 +179,28 @@ def run_stage(
             result.save(home)
             (Path(home) / CONFIG_FILE).write_text(dump(resolved))
         run.log_result(result)
+        tracking.log_family(resolved.tracking, run, result)
         result = replace(result, mlflow_run=run.run_id)
     print(f"== {name}: {result.message} ({time.monotonic() - started:.0f} s)", flush=True)
     return result
+
+
+def _splits(spec: StageSpec, config: Config) -> list[str]:
+    found = config.model_dump(mode="json")
+    for part in spec.reads.split("."):
+        found = found[part]
+    return [found] if isinstance(found, str) else list(found)
+
+
+def _run_title(spec: StageSpec, inputs: Any, outputs: Any) -> str:
+    """Name of the stage's run; its `Inputs.title`, where there is one, says what tells it from others."""
+    return tracking.stage_title(
+        spec.name,
+        made=str(getattr(outputs, spec.home)) if spec.home else "",
+        fields=frozenset(vars(outputs)),
+        title=str(getattr(inputs, "title", "")),
+        worker=str(getattr(inputs, "worker", "")),
+    )
 
 
 def _fill(cls: Any, values: Mapping[str, Any], *, stage: str, what: str) -> Any:

@@ -6,6 +6,7 @@ import re
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from cloc.config import parse
 from cloc.data.storage import open_storage
@@ -163,7 +164,7 @@ def test_the_folder_holds_the_same_as_tables_markdown_and_figures(data, tmp_path
     split, result = make_result(data, metrics)
     storage = open_storage(str(tmp_path / "report"))
     written = report.write(config(), metrics, split, result, (), data=data, storage=storage)
-    assert set(written) == {"report", "summary", "tables", "figures"}
+    assert set(written) == {"report", "summary", "tables", "figures", "examples"}
     assert all((tmp_path / "report" / path).exists() for path in written.values())
     assert {path.name for path in (tmp_path / "report" / "figures").iterdir()} == {
         "headline.png",
@@ -177,6 +178,12 @@ def test_the_folder_holds_the_same_as_tables_markdown_and_figures(data, tmp_path
         .read_text()
         .startswith("split,model,reader,3_attributes/accuracy,")
     )
+    table = json.loads((tmp_path / "report" / "examples" / "examples.json").read_text())
+    assert table["columns"] == ["picture", "key", "task", "truth", "model", "answer", "right"]
+    assert {row[2].partition(" ")[0] for row in table["data"]} == {"name", "find"}
+    assert {row[4] for row in table["data"]} >= {CLOC}
+    for picture in {row[0] for row in table["data"]}:
+        assert max(Image.open(tmp_path / "report" / "examples" / picture).size) <= 480
     markdown = (tmp_path / "report" / "summary.md").read_text()
     assert "### Region-text retrieval" in markdown
     assert "| region mAcc |" in markdown

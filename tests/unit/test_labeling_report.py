@@ -243,8 +243,16 @@ def test_equal_labels_give_equal_files(job: Job, tmp_path: Path) -> None:
     job.label("regions", lambda _, own: as_model(own), counts=QUALITY)
     job.ground(tmp_path / "one")
     job.ground(tmp_path / "two")
-    files = sorted(path.name for path in (tmp_path / "one").iterdir())
-    assert files == ["index.html", "metrics.jsonl", "statistics.json", "statistics.jsonl"]
+    one = [path for path in (tmp_path / "one").rglob("*") if path.is_file()]
+    files = sorted(str(path.relative_to(tmp_path / "one")) for path in one)
+    assert files[:2] == ["examples/01.jpg", "examples/02.jpg"]
+    assert files[-5:] == [
+        "examples/examples.json",
+        "index.html",
+        "metrics.jsonl",
+        "statistics.json",
+        "statistics.jsonl",
+    ]
     for name in files:
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
 

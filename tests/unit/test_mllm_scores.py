@@ -167,6 +167,9 @@ def test_the_report_escapes_draws_and_says(tmp_path: Path) -> None:
     summary = (tmp_path / "out" / report.SUMMARY).read_text()
     assert "| grounds, IoU ≥ 0.5 | 0.0 (0.0\N{EN DASH}0.0) | **100.0** (100.0\N{EN DASH}100.0) |" in summary
     assert json.loads((tmp_path / "out" / report.RESULTS).read_text())["figures"] == found["figures"]
+    table = json.loads((tmp_path / "out" / "examples" / "examples.json").read_text())
+    assert [row[table["columns"].index("model")] for row in table["data"][:2]] == ["CLIP", "CLOC"]
+    assert (tmp_path / "out" / "examples" / table["data"][0][0]).read_bytes().startswith(b"\xff\xd8")
 
 
 def test_predictions_come_back_as_they_were(tmp_path: Path) -> None:

@@ -94,7 +94,7 @@ def test_a_window_is_measured(clock: FakeTime) -> None:
     assert found["speed/images_per_second"] == 8 / 4
     assert found["speed/step_seconds"] == 2
     assert found["speed/data_wait_share"] == 0.25
-    assert found["regions_per_second"] == 10 / 4
+    assert found["speed/regions_per_second"] == 10 / 4
     assert found["speed/tokens_per_second"] == (2 * 4 * 16 + 2 * 4 * 6 + 8 * 7) / 4
     load = Load(images=4, image_size=32, texts=8, tokens=24 + 28, squares=4 * 36 + 4 * 49, regions=5)
     assert found["speed/mfu"] == pytest.approx(costs.step(load).total / 2 / 1e9)
@@ -206,7 +206,7 @@ VALUES = {
     "loss/image": 1.25,
     "loss/region": 0.5,
     "loss/grounding": 0.03,
-    "learning_rate": 1e-3,
+    "train/learning_rate": 1e-3,
     "samples": 80.0,
 }
 

@@ -38,7 +38,7 @@ def model_card(metrics: Mapping[str, Any], *, model: str, folder: str, source: s
         table=headline_markdown(metrics),
         protocols=", ".join(f"{name} {number}" for name, number in sorted(metrics["protocols"].items())),
         resamples=metrics["bootstrap"]["resamples"],
-        facts=list(_facts(Path(folder))),
+        facts=list(facts(Path(folder))),
         weights=metrics["models"][model]["weights_sha256"],
     )
 
@@ -75,7 +75,7 @@ def _front(metrics: Mapping[str, Any], model: str, folder: str) -> str:
     return str(made.to_yaml())
 
 
-def _facts(folder: Path) -> Iterator[tuple[str, str]]:
+def facts(folder: Path) -> Iterator[tuple[str, str]]:
     """What the folder tells of the training; a folder of others tells nothing."""
     path = folder / TRAINING_FILE
     trained = json.loads(path.read_text()) if path.is_file() else {}

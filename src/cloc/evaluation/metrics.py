@@ -33,6 +33,7 @@ from cloc.evaluation import (
     region_retrieval,
     retrieval,
     statistics,
+    summary,
 )
 from cloc.evaluation.differences import Key
 from cloc.evaluation.features import Items
@@ -50,6 +51,7 @@ __all__ = [
     "assemble",
     "flatten",
     "flatten_model",
+    "headline_names",
     "pack_estimates",
 ]
 
@@ -176,6 +178,15 @@ def flatten_model(metrics: Mapping[str, Any], model: str) -> dict[str, float]:
         for figure, value in _figures(found["models"].get(model, {})):
             flat[eval_name("classification", name, figure)] = value
     return flat
+
+
+def headline_names(metrics: Mapping[str, Any]) -> tuple[str, ...]:
+    """Names of the figures of the headline split that the report's table shows, by the names of `flatten_model`."""
+    found = []
+    for path in summary.FIGURES:
+        protocol, _, figure = path.partition("/")
+        found.append(eval_name(protocol, metrics["headline"]["split"], figure.replace("/", "_")))
+    return tuple(found)
 
 
 def about_model(metrics: Mapping[str, Any], model: str) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cloc.errors import ConfigError
+from cloc.stage import LINEAGE_FILE
 
 TRAINING_FILE, WEIGHTS_FILE = "training.json", "model.safetensors"
 _INDEX_FILE = "model.safetensors.index.json"
@@ -88,6 +89,13 @@ def read_training(source: str | Path) -> dict[str, Any] | None:
         if not isinstance(body.get(name), int | float) or isinstance(body.get(name), bool):
             raise ConfigError(f"{path}: {name} must be a number, got {str(body.get(name))[:80]!r}")
     return {**body, "origin": "trained"}
+
+
+def read_lineage(source: str | Path) -> dict[str, Any]:
+    """What a model was made of, as pre-training wrote it beside the model; {} where nothing is known."""
+    path = Path(source) / LINEAGE_FILE
+    found: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    return found
 
 
 def public_training(*, has_regions: bool) -> dict[str, Any]:

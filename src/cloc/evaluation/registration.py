@@ -82,6 +82,7 @@ def run(config: Config, *, inputs: Inputs, outputs: Outputs) -> StageResult:
     return StageResult(
         stage=STAGE,
         metrics={"gate/passed": 1.0, "gate/champion": float(outcome.champion)},
+        headline=("gate/passed", "gate/champion"),
         message=f"{measured.model} passed the gate; {outcome.sentence}",
         artifacts={"receipt": f"{place}/{RECEIPT_FILE}", "model card": f"{place}/{CARD_FILE}", "report": report},
     )

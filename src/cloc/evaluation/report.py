@@ -3,6 +3,7 @@
     index.html       figures with intervals, charts, heat maps, galleries, provenance, and how to make it again
     summary.md       the headline and all tables
     tables/*.csv, tables/*.json, figures/*.png
+    examples/        named and found boxes drawn into a few pictures, and what is said of them as a table
 
 Everything that comes from data is escaped by the template; pictures are data URIs. The page has no script.
 """
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from cloc.config import Config
 from cloc.data.storage import Storage
@@ -27,11 +29,13 @@ from cloc.evaluation import (
     summary,
     tables,
 )
+from cloc.evaluation.examples import examples
 from cloc.evaluation.gate import Verdict, judge
 from cloc.evaluation.metrics import SplitResult
 from cloc.evaluation.models import EvaluatedModel, Reader
 from cloc.evaluation.truth import Split
 from cloc.pages import environment
+from cloc.pages.examples import FOLDER, Example, write_examples
 
 REPORT_FILE, SUMMARY_FILE = "index.html", "summary.md"
 FIGURES_FOLDER, TABLES_FOLDER = "figures", "tables"
@@ -55,6 +59,7 @@ class Shown:
 class Galleries:
     """All pictures of the page and what stands beside them."""
 
+    images: Mapping[str, Image.Image]
     pictures: Mapping[str, gallery.Picture]
     heats: Sequence[gallery.HeatCard]
     regions: Sequence[gallery.RegionCard]
@@ -90,18 +95,20 @@ def write(
     Returns:
         What was written, by the name to show: paths in the folder.
     """
-    page = render(config, metrics, split, result, data=data, models=models)
+    shown = shown_rows(metrics)
+    galleries = _galleries(config, split, result, metrics, shown, models)
+    page = render(config, metrics, split, result, data=data, models=models, galleries=galleries)
     sheets = tables.sheets(metrics)
     storage.write_bytes(REPORT_FILE, page.encode())
     storage.write_bytes(SUMMARY_FILE, f"{summary.headline_markdown(metrics)}\n{tables.markdown(sheets)}".encode())
     for sheet in sheets:
         storage.write_bytes(f"{TABLES_FOLDER}/{sheet.name}.csv", tables.as_csv(sheet).encode())
         storage.write_bytes(f"{TABLES_FOLDER}/{sheet.name}.json", tables.as_json(sheet).encode())
-    shown = shown_rows(metrics)
     bars = charts.classes(shown.own, shown.other) if shown else []
     for name, png in figures.draw(metrics, bars, _confusion(split, result, shown)).items():
         storage.write_bytes(f"{FIGURES_FOLDER}/{name}", png)
-    return {"report": REPORT_FILE, "summary": SUMMARY_FILE, "tables": TABLES_FOLDER, "figures": FIGURES_FOLDER}
+    written = {"report": REPORT_FILE, "summary": SUMMARY_FILE, "tables": TABLES_FOLDER, "figures": FIGURES_FOLDER}
+    return written | ({"examples": FOLDER} if write_examples(storage, _examples(galleries, shown)) else {})
 
 
 def render(
@@ -112,6 +119,7 @@ def render(
     *,
     data: str,
     models: Sequence[EvaluatedModel] = (),
+    galleries: Galleries | None = None,
 ) -> str:
     """The page as HTML.
 
@@ -121,6 +129,7 @@ def render(
         split, result: the headline split and what was found on it; pictures come from it.
         data: the data that was evaluated, as given.
         models: to draw heat maps with; without them there are none.
+        galleries: the pictures, where they are chosen already.
     """
     shown = shown_rows(metrics)
     pages = environment("cloc.evaluation")
@@ -144,7 +153,7 @@ def render(
         shown=shown,
         class_bars=charts.classes(shown.own, shown.other) if shown else [],
         confusion=_confusion(split, result, shown),
-        galleries=_galleries(config, split, result, metrics, shown, models),
+        galleries=galleries or _galleries(config, split, result, metrics, shown, models),
         legend=heatmap.legend(),
         commands=list(_commands(metrics, data)),
         statistics=statistics,
@@ -220,7 +229,16 @@ def _galleries(
     images = gallery.load_images(split.dataset, keys, side=side)
     heats = gallery.heat_cards(asked, images, readers, batch_size=config.evaluation.batch_size)
     pictures = {key: gallery.picture(image) for key, image in images.items()}
-    return Galleries(pictures, heats, regions, groundings, retrievals)
+    return Galleries(images, pictures, heats, regions, groundings, retrievals)
+
+
+def _examples(galleries: Galleries, shown: Shown | None) -> Iterator[Example]:
+    if shown is None:
+        return iter(())
+    other = shown.other["model"] if shown.other else ""
+    return examples(
+        galleries.images, galleries.regions, galleries.groundings, candidate=shown.own["model"], baseline=other
+    )
 
 
 def _commands(metrics: Mapping[str, Any], data: str) -> Iterator[Command]:

@@ -1,16 +1,16 @@
 """A candidate that passed the gate in the model registry: its version, its alias, and what is to be read of it."""
 
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from cloc import __version__
 from cloc.config.schema import EvaluationConfig
+from cloc.evaluation.description import DECISION_TAG, Story, describe, tags
 from cloc.evaluation.promotion import ESTIMATES_FILE, METRICS_FILE, Decision, Measured, decide
-from cloc.evaluation.summary import FIGURES, figure, reader_name
 from cloc.tracking import CHAMPION, Registry, Version
 
-_DECISION_TAG, _ALREADY = "cloc.decision", "it is the champion already"
+_ALREADY = "it is the champion already"
 _TRIES = 5  # times that the champion may change under a registration
 
 
@@ -76,8 +76,12 @@ def file_version(registry: Registry, candidate: Candidate, config: EvaluationCon
     version = present or registry.add(candidate.folder, weights=candidate.weights, metadata=metadata)
     registry.log_evaluation(version, candidate.files, digest=measured.digest)
     outcome = _settle(registry, version, candidate, config, new=present is None)
-    description, tags = _description(candidate, outcome), _tags(candidate, outcome)
-    registry.describe(version, description=description, tags=tags, decision=outcome.sentence)
+    story = Story(
+        outcome.alias, outcome.reason, outcome.command, candidate.reasons, outcome.version.address, candidate.folder
+    )
+    registry.describe(
+        version, description=describe(measured, story), tags=tags(measured, story), decision=outcome.sentence
+    )
     return outcome
 
 
@@ -88,7 +92,7 @@ def _settle(
     for _ in range(_TRIES):
         champion = registry.champion()
         if champion and champion.number == version.number:
-            before = version.tags.get(_DECISION_TAG, "").partition(": ")[2].removeprefix(f"{_ALREADY}; ")
+            before = version.tags.get(DECISION_TAG, "").partition(": ")[2].removeprefix(f"{_ALREADY}; ")
             return Outcome(version, new, True, f"{_ALREADY}; {before}" if before else _ALREADY)
         decision, command = _against(registry, champion, candidate, config)
         if not decision.promoted:
@@ -129,48 +133,3 @@ def _command(measured: Measured, champion: Version) -> str:
     rows["champion"] = f"models:/{champion.name}@{CHAMPION}"
     models = [part for name, folder in rows.items() for part in ("--model", f"{name}={folder}")]
     return shlex.join(["cloc", "evaluate", "--data", data, *models, "--out", "evaluation-with-champion"])
-
-
-def _description(candidate: Candidate, outcome: Outcome) -> str:
-    """Markdown."""
-    measured = candidate.measured
-    rows = [f"| {label} | {value} | {interval} | {reader} |" for label, value, interval, reader in _figures(measured)]
-    parts = [
-        f"{outcome.alias.capitalize()}: {outcome.reason}.",  # the list of versions shows its first words
-        *([f"```\n{outcome.command}\n```"] if outcome.command else []),
-        f"{measured.model} passed the gate:",
-        "\n".join(f"- {reason}" for reason in candidate.reasons),
-        "\n".join([f"| {measured.split} | percent | 95 % interval | reader |", "|---|---:|---|---|", *rows]),
-        f'`CLOC.from_pretrained("{outcome.version.address}")` loads the model; '
-        f'`mlflow.pyfunc.load_model("{outcome.version.address}")` answers tables of images, boxes and texts.',
-    ]
-    return "\n\n".join(parts)
-
-
-def _figures(measured: Measured) -> Iterator[tuple[str, str, str, str]]:
-    """Label, percent, interval and reader of the headline's figures."""
-    for path, label in FIGURES.items():
-        found = figure(measured.metrics, split=measured.split, model=measured.model, path=path)
-        if found:
-            low, high = found.interval
-            reader = reader_name(found.reader) if found.reader else ""
-            yield label, f"{100 * found.value:.1f}", f"{100 * low:.1f} to {100 * high:.1f}", reader
-
-
-def _tags(candidate: Candidate, outcome: Outcome) -> dict[str, str]:
-    measured = candidate.measured
-    split = measured.metrics["splits"][measured.split]
-    protocols = measured.metrics["protocols"]
-    hashed = f", digest {split['images_digest']}" if "images_digest" in split else ""
-    figures = [
-        f"{label} {value} ({', '.join(part for part in (interval, reader) if part)})"
-        for label, value, interval, reader in _figures(measured)
-    ]
-    return {
-        _DECISION_TAG: f"{outcome.alias}: {outcome.reason}",
-        "cloc.figures": "; ".join(figures),
-        "cloc.gate": "; ".join(candidate.reasons),
-        "cloc.evaluation_set": measured.digest,
-        "cloc.evaluation_data": f"{split['data']} ({split['images']:,} images{hashed})",
-        "cloc.protocols": ", ".join(f"{name} {version}" for name, version in sorted(protocols.items())),
-    }

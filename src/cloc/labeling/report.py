@@ -4,6 +4,7 @@
     statistics.json    the data set in numbers
     statistics.jsonl   the same, a line a shard
     metrics.jsonl      curves over the shards, which tracking turns into MLflow's
+    examples/          a few of the pictures as files, and what is said of them as a table (`cloc.pages.examples`)
 
 Equal labels give equal files: they hold no times and no speeds.
 """
@@ -17,8 +18,9 @@ from typing import Any
 from cloc.config.schema import Config
 from cloc.data.dataset import Dataset
 from cloc.data.storage import Storage, open_storage
+from cloc.labeling.cards import Card
 from cloc.labeling.quality import quality_metrics
-from cloc.labeling.samples import Labelled, look_at
+from cloc.labeling.samples import Labelled, Look, look_at
 from cloc.labeling.sections import (
     CAPTIONING,
     GROUNDING,
@@ -33,6 +35,7 @@ from cloc.labeling.sections import (
 )
 from cloc.labeling.statistics import ShardStats, Totals
 from cloc.pages import environment
+from cloc.pages.examples import FOLDER, Cell, Example, write_examples
 
 PAGE_FILE, SET_FILE, SHARDS_FILE, CURVES_FILE = "index.html", "statistics.json", "statistics.jsonl", "metrics.jsonl"
 
@@ -96,19 +99,22 @@ class _Report:
 
     def write(self, folder: str | Path) -> dict[str, str]:
         """Writes the files; the page last, so that it never stands beside another run's numbers."""
+        look = look_at(self._labelled(), self.per_shard)
         texts = {
             SHARDS_FILE: _lines({"shard": name, **asdict(stats)} for name, stats in self.per_shard),
             CURVES_FILE: _lines(self._curves()),
             SET_FILE: json.dumps(self._numbers(), indent=1, ensure_ascii=False, allow_nan=False) + "\n",
-            PAGE_FILE: self._page(),
+            PAGE_FILE: self._page(look),
         }
         storage = open_storage(folder)
+        examples = write_examples(storage, (self._example(card) for card in look.cards if card.source))
         for name, text in texts.items():
             # Text from the web may hold lone surrogates, which UTF-8 cannot carry.
             storage.write_bytes(name, text.encode(errors="backslashreplace"))
         kept = {f"{self.kind.stage} report": PAGE_FILE, f"{self.kind.stage} statistics": SET_FILE}
         if "://" not in storage.url:
             kept[f"{self.kind.stage} curves"] = CURVES_FILE
+            kept |= {"examples": FOLDER} if examples else {}
         return {name: f"{storage.url.rstrip('/')}/{file}" for name, file in kept.items()}
 
     def _metrics(self, totals: Totals) -> dict[str, float]:
@@ -149,14 +155,31 @@ class _Report:
             point = {f"{CURVE_PREFIX}{name}": value for name, value in self._metrics(totals).items()}
             yield {"step": numbers[self.per_shard[start][0]], **point}
 
-    def _page(self) -> str:
-        labelled = Labelled(
+    def _labelled(self) -> Labelled:
+        return Labelled(
             stage=self.kind.stage,
             table=self.kind.table,
             data=self.data,
             output=self.output,
             max_pixels=self.config.data.max_pixels,
         )
+
+    def _example(self, card: Card) -> Example:
+        """A picture with its captions, or with its regions."""
+        if self.kind.table == "captions":
+            return Example(
+                card.source, [{"key": card.key, "kind": row.kind, "text": row.text} for row in card.captions]
+            )
+        about: list[dict[str, Cell]] = [
+            {
+                "key": card.key, "box": row.number, "text": row.text, "score": float(row.score),
+                "verdict": row.verdict, "human": row.told,
+            }
+            for row in card.regions
+        ]  # fmt: skip
+        return Example(card.source, about)
+
+    def _page(self, look: Look) -> str:
         kind, totals, shown = self.kind, self.totals, self.per_shard[:_SHARD_ROWS]
         judged = bool(quality_metrics(totals.more_counts))
         template = environment("cloc.labeling").get_template("report.html.j2")
@@ -168,7 +191,7 @@ class _Report:
             tiles=tiles(kind, totals, all_shards=len(self.data.manifest.shards)),
             compared=compared(kind, totals),
             quality=quality_sections(totals.more_counts),
-            look=look_at(labelled, self.per_shard),
+            look=look,
             reasons=reason_lines(totals.reasons),
             item_reasons=reason_lines(totals.item_reasons),
             shard_columns=shard_columns(kind, judged=judged),

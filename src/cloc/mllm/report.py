@@ -3,19 +3,21 @@
     index.html     figures with intervals, answers on test pictures with their boxes, how each was made
     summary.md     the figures
     results.json   the same as data (`scores.compare`)
+    examples/      a few of the pictures as files, and questions and answers as a table (`cloc.pages.examples`)
 
 Answers and pictures come from the folders that tuning left, so that nothing is run again. All text is escaped.
 No torch.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
+from cloc.data.storage import open_storage
 from cloc.errors import DataError
 from cloc.evaluation.summary import signed
 from cloc.mllm import scores
@@ -23,6 +25,7 @@ from cloc.mllm.conversation import Task
 from cloc.mllm.job import SEEDS
 from cloc.mllm.judging import Prediction, read_predictions
 from cloc.pages import environment
+from cloc.pages.examples import Cell, Example, write_examples
 from cloc.pages.pictures import COLORS, Mark, data_url, draw, fit
 
 PAGE, SUMMARY, RESULTS = "index.html", "summary.md", "results.json"
@@ -123,10 +126,12 @@ def write_report(adapters: Mapping[str, str | Path], folder: str | Path, *, titl
     comparison, folder = scores.compare(rows), Path(folder)
     about = {name: [_about(run) for run in places] for name, places in runs.items()}
     shown = _load_pictures(next(iter(runs.values()))[0])
-    page = _render(rows, comparison, about, shown, title=title)
+    galleries = {_TITLES[task]: cards for task in Task if (cards := _cards(rows, task, shown))}
+    page = _render(rows, comparison, about, galleries, title=title)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / PAGE).write_text(page, encoding="utf-8")
     (folder / SUMMARY).write_text(markdown(comparison), encoding="utf-8")
+    write_examples(open_storage(folder), _examples(galleries))
     (folder / RESULTS).write_text(json.dumps({**comparison, "about": about}, indent=1, sort_keys=True) + "\n")
     return comparison
 
@@ -144,7 +149,7 @@ def _render(
     rows: Sequence[scores.Row],
     comparison: Mapping[str, Any],
     about: Mapping[str, Any],
-    pictures: Mapping[str, Path],
+    galleries: Mapping[str, Sequence[Card]],
     *,
     title: str,
 ) -> str:
@@ -158,10 +163,22 @@ def _render(
         images=len({(item.source, item.key) for item in rows[0].runs[0]}),
         questions=len(rows[0].runs[0]),
         colors={row.name: _color(place) for place, row in enumerate(rows)},
-        galleries={_TITLES[task]: cards for task in Task if (cards := _cards(rows, task, pictures))},
+        galleries=galleries,
         about=about,
         truth_color=_TRUTH,
     )
+
+
+def _examples(galleries: Mapping[str, Sequence[Card]]) -> Iterator[Example]:
+    """A question of each task, then the next of each."""
+    for turn in range(_CARDS):
+        for title, cards in galleries.items():
+            for card in cards[turn : turn + 1]:
+                about = {"key": card.key, "task": title, "question": card.question, "truth": card.truth}
+                rows = list[dict[str, Cell]]()
+                for said in card.said:
+                    rows.append({**about, "model": said.row, "answer": said.text, "counts": said.value})
+                yield Example(card.picture, rows)
 
 
 def _color(place: int) -> str:

@@ -27,6 +27,7 @@ from cloc.mllm.sampler import objective_of
 from cloc.mllm.splits import Splits, open_splits
 from cloc.mllm.texts import vocabulary_texts
 from cloc.mllm.tokenizer import train_tokenizer
+from cloc.pages.examples import FOLDER
 from cloc.stage import StageResult, fingerprint
 from cloc.training.jobfile import METRICS_FILE, TOKENIZER
 from cloc.training.launch import home, impatient, reachable, request_text, run_app, training_app
@@ -53,6 +54,12 @@ class Inputs:
     regions: str
     encoder: str
     region_sampler: str = ""
+
+    @property
+    def title(self) -> str:
+        """What tells this adapter from others of a pipeline."""
+        sampler = "" if self.region_sampler in _SETTING else f"_{self.region_sampler}"
+        return f"{objective_of(self.encoder)}{sampler}"
 
 
 @dataclass(frozen=True)
@@ -214,6 +221,7 @@ def _result(comparison: dict[str, Any], job: TuningJob, *, name: str, folder: Pa
             "results": str(folder / RESULTS),
             "predictions": str(folder / report.PREDICTIONS),
             "report": str(page / report.PAGE),
+            **({"examples": str(page / FOLDER)} if (page / FOLDER).is_dir() else {}),
             "metrics over time": str(folder / METRICS_FILE),
         },
     )

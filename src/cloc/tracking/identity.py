@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from cloc.tracking.troubles import Away
+
 _KEY_TAG = "cloc.key"  # a run's own, made before the store was asked
 SHARED_KEY_TAG = "cloc.run_key"
 """Tag of a pipeline's run that its stages find it by."""
@@ -21,6 +23,7 @@ class Parent:
         key: shared by the stages of a pipeline run.
         name, tags: for the case that it is made.
         ended: whether it is made as one that has ended: nobody will tell when it does.
+        awaited: whether another process makes it, so that it is waited for where it is missing; found by its own key.
     """
 
     run_id: str = ""
@@ -28,6 +31,7 @@ class Parent:
     name: str = ""
     tags: Mapping[str, str] = field(default_factory=dict)
     ended: bool = False
+    awaited: bool = False
 
 
 @dataclass(frozen=True)
@@ -92,9 +96,11 @@ def parent_id(client: Any, parent: Parent, experiment: str) -> str:
     """Id of the pipeline's run; it is made where it is missing."""
     if parent.run_id:
         return parent.run_id
-    found = _find(client, SHARED_KEY_TAG, parent.key)
+    found = _find(client, _KEY_TAG if parent.awaited else SHARED_KEY_TAG, parent.key)
     if found:
         return found
+    if parent.awaited:
+        raise Away("it does not have the run above yet")
     tags = {**parent.tags, SHARED_KEY_TAG: parent.key}
     run_id = str(client.create_run(experiment, run_name=parent.name or None, tags=tags).info.run_id)
     if parent.ended:

@@ -20,7 +20,7 @@ Curves over shards begin with `shards/`, curves against samples with `by_samples
 import re
 
 FAMILIES = ("eval", "loss", "train", "speed", "system", "labels", "data", "checks", "gate", "count")
-SAMPLES = "samples"
+SAMPLES, EVAL = "samples", "eval/"
 _EVAL_PARTS = (4, 5)
 _PART = re.compile(r"[\w.\- ]+")
 _FORBIDDEN = re.compile(r"[^\w.\- ]+")
@@ -35,6 +35,11 @@ def eval_name(protocol: str, data_set: str, figure: str, *, reader: str = "") ->
 def plain(figure: str) -> str:
     """A figure's own name in the characters that MLflow takes: "i2t/R@1" -> "i2t_R1", "acc@0.5" -> "acc_0.5"."""
     return _FORBIDDEN.sub("_", re.sub(r"(?<![A-Za-z])R@", "R", figure))
+
+
+def data_set_of(name: str) -> str:
+    """The data set in a name that `eval_name` made."""
+    return name.split("/")[2]
 
 
 def problem(name: str) -> str:

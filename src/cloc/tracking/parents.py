@@ -5,6 +5,7 @@ from pathlib import Path
 
 from cloc.tracking.identity import SHARED_KEY_TAG, Identity, Parent
 from cloc.tracking.provenance import KEY, common_tags
+from cloc.tracking.titles import pipeline_title
 
 
 def parent_of_here() -> Parent | None:
@@ -15,10 +16,9 @@ def parent_of_here() -> Parent | None:
     key = os.environ.get(KEY) or _dvc_key()
     if not key:
         return None
-    experiment = os.environ.get("DVC_EXP_NAME")
     return Parent(
         key=key,
-        name=f"dvc-{experiment}" if experiment else key,
+        name=pipeline_title(key),
         tags={**common_tags(), "cloc.kind": "pipeline"},
         # Nobody is told when `dvc repro` ends; a pipeline's last task says how it did.
         ended=KEY not in os.environ,

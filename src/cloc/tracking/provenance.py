@@ -8,19 +8,16 @@ import sys
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from cloc import __version__
-from cloc.tracking.titles import pipeline_title
 
 KEY = "CLOC_RUN_KEY"
 REVISION = "CLOC_REVISION"
 """Variable that names the git commit where there is no checkout: in the images of the tasks."""
 KFP_URL = "CLOC_KFP_RUN_URL"
 """Variable that names the page of the pipeline's run; without it the page is told from `KF_PIPELINES_UI_ENDPOINT`."""
-_KEY_TAG = "cloc.run_key"
 _KFP_UI = "KF_PIPELINES_UI_ENDPOINT"
 _DVC = {"DVC_EXP_NAME": "dvc.experiment", "DVC_EXP_BASELINE_REV": "dvc.baseline", "DVC_STAGE": "dvc.stage"}
 # What a run is made with, where it is installed: the tag is the distribution's name.
@@ -104,36 +101,3 @@ def git(*arguments: str, folder: Path | None = None) -> str:
     except (OSError, subprocess.TimeoutExpired):
         return ""  # not a checkout, or no git: then there is no commit to record
     return done.stdout.strip() if done.returncode == 0 else ""
-
-
-def parent_run(client: Any, experiment: str) -> str | None:
-    """Id of the pipeline's run that a stage belongs to, by the order told in `cloc.tracking`; None for none."""
-    given = os.environ.get("MLFLOW_RUN_ID")
-    if given:
-        return given
-    key = os.environ.get(KEY) or _dvc_key()
-    if not key:
-        return None
-    # Tasks of a pipeline know the key, and not always the experiment.
-    everywhere = [item.experiment_id for item in client.search_experiments()]
-    found = client.search_runs(everywhere, filter_string=f"tags.`{_KEY_TAG}` = '{key}'", max_results=1)
-    if found:
-        return str(found[0].info.run_id)
-    name = pipeline_title(key)
-    tags = {**common_tags(), _KEY_TAG: key, "cloc.kind": "pipeline"}
-    created = client.create_run(experiment, run_name=name, tags=tags)
-    if os.environ.get(KEY) is None:  # nobody is told when `dvc repro` ends; a pipeline's last task says how it did
-        client.set_terminated(created.info.run_id, "FINISHED")
-    return str(created.info.run_id)
-
-
-def _dvc_key() -> str | None:
-    """A key shared by the stages of one `dvc repro`: its process and when that began."""
-    if "DVC_ROOT" not in os.environ:
-        return None
-    import psutil
-
-    for process in psutil.Process().parents():
-        if any(Path(part).name == "dvc" for part in process.cmdline()[:3]):
-            return f"dvc-{process.pid}-{int(process.create_time())}"
-    return None

@@ -7,6 +7,7 @@
     {"op": "dataset",  "name", "digest", "source_type", "source", "profile", "context"}
     {"op": "text",     "path", "text"}                                          an artifact
     {"op": "file",     "source", "folder"}                                      an artifact, or a folder of them
+    {"op": "experiment", "values": {NAME: TEXT}}                                 tags that its experiment lacks
     {"op": "end",      "status", "time"}
 
 Telling one again changes nothing: so it can be told again when an answer was lost. MLflow's databases hold a point once
@@ -27,6 +28,8 @@ from cloc.tracking.troubles import Away, judged
 Record = Mapping[str, Any]
 OWN_ARTIFACTS = "cloc-artifacts:"
 """In a tag's value: where MLflow's pages show this run's artifacts."""
+OWN_EXPERIMENT = "cloc-experiment:"
+"""In the value of a tag, of a run or an experiment: the id of the experiment."""
 _AT_ONCE = 1000  # metrics that MLflow takes in a request
 _TAGS_AT_ONCE = 100
 
@@ -104,10 +107,11 @@ class Teller:
             self._client.log_batch(self.run_id, tags=tags)
 
     def _linked(self, value: str) -> str:
-        if OWN_ARTIFACTS not in value:
+        if OWN_ARTIFACTS not in value and OWN_EXPERIMENT not in value:
             return value
         experiment = self._client.get_run(self.run_id).info.experiment_id
-        return value.replace(OWN_ARTIFACTS, f"#/experiments/{experiment}/runs/{self.run_id}/artifacts/")
+        value = value.replace(OWN_ARTIFACTS, f"#/experiments/{experiment}/runs/{self.run_id}/artifacts/")
+        return value.replace(OWN_EXPERIMENT, str(experiment))
 
     def _points(self, records: Sequence[Record]) -> None:
         from mlflow.entities import Metric
@@ -151,6 +155,14 @@ class Teller:
             log = self._client.log_artifacts if Path(record["source"]).is_dir() else self._client.log_artifact
             log(self.run_id, record["source"], record["folder"] or None)
 
+    def _experiment(self, records: Sequence[Record]) -> None:
+        number = self._client.get_run(self.run_id).info.experiment_id
+        present = self._client.get_experiment(number).tags
+        for record in records:
+            for name, value in record["values"].items():
+                if name not in present:
+                    self._client.set_experiment_tag(number, name, value.replace(OWN_EXPERIMENT, number))
+
     def _end(self, records: Sequence[Record]) -> None:
         for record in records:
             self._client.set_terminated(self.run_id, record["status"], record["time"])
@@ -164,6 +176,7 @@ _TELL: Mapping[str, Callable[[Teller, Sequence[Record]], None]] = {
     "dataset": Teller._dataset,
     "text": Teller._text,
     "file": Teller._file,
+    "experiment": Teller._experiment,
     "end": Teller._end,
 }
 

@@ -1,4 +1,4 @@
-"""Runs: a stage's, a pipeline's, and one that another process began.
+"""Runs: what is said to one; a stage's, and one that another process began. For pipelines see `pipelines`.
 
 What is said to a run goes through its outbox: at once where MLflow answers, later where it does not (`outbox`).
 """
@@ -15,33 +15,42 @@ from typing import Any
 from cloc.config.load import flatten
 from cloc.config.schema import TrackingConfig
 from cloc.stage import StageResult
+from cloc.tracking.datasets import DataSet
 from cloc.tracking.delivery import deliver_older, take_over
-from cloc.tracking.identity import SHARED_KEY_TAG, Identity
+from cloc.tracking.identity import Identity, Parent
 from cloc.tracking.journal import VARIABLE as OUTBOX_VARIABLE
 from cloc.tracking.journal import outbox as outbox_folder
+from cloc.tracking.machine import sampled
 from cloc.tracking.outbox import Outbox
-from cloc.tracking.parents import as_identity, parent_of_here
-from cloc.tracking.provenance import KEY, common_tags
-from cloc.tracking.records import OWN_ARTIFACTS, Record
+from cloc.tracking.parents import parent_of_here
+from cloc.tracking.provenance import common_tags
+from cloc.tracking.records import OWN_ARTIFACTS, OWN_EXPERIMENT, Record
 from cloc.tracking.rows import NO_METRICS, Row, left_out, metric_name, names_of, now, row_batches
 from cloc.tracking.store import STORE_VARIABLE, exported, tracking_uri
+from cloc.tracking.titles import NAME_VARIABLE
 from cloc.tracking.troubles import is_away, shown, unusable
 
 _PARAM_LIMIT, _TAG_LIMIT = 500, 5000
 _ARTIFACT_LIMIT = 64 * 2**20
-_STATUS = {"SUCCEEDED": "FINISHED", "SKIPPED": "FINISHED", "CANCELED": "KILLED"}
-_FIGURE_SUFFIXES = frozenset({".png", ".csv", ".json"})
+_CURVES = "metrics.jsonl"
+_FIGURE_SUFFIXES = frozenset({".png", ".jpg", ".csv", ".json"})
 _BY_KEY = "key:"
 STAGE_RUN, STAGE_URI = "CLOC_MLFLOW_RUN_ID", STORE_VARIABLE
 """Variables that name a stage's run and its store to the processes that the stage starts."""
 
 
 class Run:
-    """A run that is being recorded: a stage's, or a pipeline's."""
+    """A run that is being recorded: a stage's, or a pipeline's.
+
+    Attributes:
+        data_sets: that were logged.
+        pages: of its result, as links that hold anywhere in MLflow's pages; none while the store is away.
+    """
 
     def __init__(self, outbox: Outbox, identity: Identity) -> None:
         self._outbox, self._identity = outbox, identity
         self._told_of = set[str]()
+        self.data_sets, self.pages = list[DataSet](), list[str]()
         self._left_live: int | None = None
 
     @property
@@ -59,14 +68,17 @@ class Run:
         """For `attach`: the id, or what the run is found by."""
         return self.run_id or f"{_BY_KEY}{self._identity.key}"
 
+    def as_parent(self) -> Parent:
+        """For runs below it, wherever they are made."""
+        return Parent(run_id=self.run_id) if self.run_id else Parent(key=self._identity.key, awaited=True)
+
     def put(self, record: Record) -> None:
         """Takes a record (see `records`): told at once where the store answers, later where it does not."""
         self._outbox.put(record)
 
     def log_settings(self, settings: Mapping[str, Any]) -> None:
         """Nested settings, flattened to parameters; long values are cut and stand whole in settings.json."""
-        values = {name: str(value)[:_PARAM_LIMIT] for name, value in flatten(settings).items()}
-        self.put({"op": "params", "values": values})
+        self.log_parameters({name: str(value) for name, value in flatten(settings).items()})
         self.put({"op": "text", "path": "settings.json", "text": json.dumps(settings, indent=2)})
 
     def log_metrics(self, metrics: Mapping[str, float], *, step: int = 0) -> None:
@@ -96,24 +108,21 @@ class Run:
                 )
             self._told_of.add(name)
 
-    def log_inputs(self, inputs: Mapping[str, Any]) -> None:
-        """Where the stage read from, and the hashes of the data sets among it."""
+    def log_parameters(self, values: Mapping[str, str]) -> None:
+        """Parameters; long values are cut."""
+        self.put({"op": "params", "values": {name: value[:_PARAM_LIMIT] for name, value in values.items()}})
+
+    def log_inputs(self, inputs: Mapping[str, Any], data_sets: Sequence[DataSet] = ()) -> None:
+        """Where the stage read from, and the data sets among it."""
         for name, value in inputs.items():
             self.set_tag(f"input.{name}", json.dumps(value) if isinstance(value, Mapping) else str(value))
-            manifest = Path(str(value)) / "manifest.json"
-            if manifest.is_file():
-                self._log_dataset(name, manifest)
+        self.log_data_sets(data_sets)
 
-    def _log_dataset(self, name: str, manifest: Path) -> None:
-        import hashlib
-
-        text = manifest.read_text()
-        digest = hashlib.sha256(text.encode()).hexdigest()[:16]
-        body = json.loads(text)
-        profile = json.dumps({"images": body.get("images"), "shards": len(body.get("shards", ()))})
-        source = json.dumps({"uri": str(manifest.parent)})
-        about = {"name": name, "digest": digest, "source_type": "local", "source": source, "profile": profile}
-        self.put({"op": "dataset", **about, "context": ""})
+    def log_data_sets(self, data_sets: Sequence[DataSet]) -> None:
+        """Data sets as MLflow's inputs."""
+        self.data_sets += data_sets
+        for item in data_sets:
+            self.put({"op": "dataset", **item.to_json()})
 
     def log_result(self, result: StageResult) -> None:
         """A stage's metrics, counts, message and artifacts; a metrics.jsonl among them becomes curves (but for what was
@@ -121,7 +130,7 @@ class Run:
         pages, curves = list[str](), set[str]()
         for name, location in result.artifacts.items():
             path = Path(location)
-            if path.name == "metrics.jsonl":
+            if path.name.endswith(_CURVES):
                 curves |= self._log_curves(path)
             elif path.is_file() and path.stat().st_size <= _ARTIFACT_LIMIT:
                 self.log_file(path)
@@ -132,7 +141,12 @@ class Run:
         metrics = {**result.metrics, **{f"count/{name}": value for name, value in result.counts.items()}}
         # A curve ends with its metric already; another point at step 0 would be none of the curve's.
         self.log_metrics({name: value for name, value in metrics.items() if name not in curves})
+        for name, value in result.made.items():
+            self.set_tag(f"cloc.{name}", value)
         self.set_tag("mlflow.note.content", "\n\n".join([result.message, *pages]))
+        if self.run_id:
+            place = f"#/experiments/{OWN_EXPERIMENT}/runs/{self.run_id}/artifacts/"
+            self.pages = [page.replace(OWN_ARTIFACTS, place) for page in pages]
 
     def log_file(self, path: Path, *, folder: str = "") -> None:
         """A file, or a folder's files, as artifacts in a folder of the run's."""
@@ -162,11 +176,19 @@ class Run:
         """Records why the stage failed."""
         self.set_tag("cloc.failure", reason)
 
+    def dress(self, tags: Mapping[str, str]) -> None:
+        """Tags that its experiment gets where it lacks them."""
+        self.put({"op": "experiment", "values": dict(tags)})
+
     def end(self, status: str) -> None:
         """Ends it (FINISHED, FAILED or KILLED), and says what MLflow has of it where there was trouble."""
         take_over(self.uri, run_id=self.run_id, key=self._identity.key, send=True)
-        self.put({"op": "end", "status": status, "time": now()})
+        self.put_end(status)
         self.let_go()
+
+    def put_end(self, status: str) -> None:
+        """That it ended now; recording may go on."""
+        self.put({"op": "end", "status": status, "time": now()})
 
     def let_go(self) -> None:
         """Ends recording, not the run."""
@@ -198,13 +220,13 @@ def attach(reference: str, uri: str) -> Outbox:
 
 
 def _holds_figures(folder: Path) -> bool:
-    """Whether a folder holds small PNG, CSV and JSON files and nothing else: models and data are not copied."""
+    """Whether a folder holds small pictures, CSV and JSON files and nothing else: models and data are not copied."""
     files = list(folder.iterdir()) if folder.is_dir() else []
     known = all(path.is_file() and path.suffix in _FIGURE_SUFFIXES for path in files)
     return bool(files) and known and sum(path.stat().st_size for path in files) <= _ARTIFACT_LIMIT
 
 
-def _begin(config: TrackingConfig, identity: Identity) -> Run:
+def begin(config: TrackingConfig, identity: Identity) -> Run:
     """Begins to record a run, which is found or made at once where the store answers.
 
     Raises:
@@ -226,7 +248,8 @@ def _begin(config: TrackingConfig, identity: Identity) -> Run:
 
 
 @contextmanager
-def _recorded(run: Run, *, says_why: bool = False) -> Iterator[Run]:
+def recorded(run: Run, *, says_why: bool = False) -> Iterator[Run]:
+    """Ends a run as what is done meanwhile ends; with the reason of a failure where `says_why`."""
     try:
         yield run
     except BaseException as error:
@@ -238,60 +261,25 @@ def _recorded(run: Run, *, says_why: bool = False) -> Iterator[Run]:
 
 
 @contextmanager
-def pipeline_run(config: TrackingConfig, *, name: str, settings: Mapping[str, Any]) -> Iterator[Run]:
-    """The parent run of a pipeline; stages started inside (in subprocesses, too) become its children."""
-    tags = {**common_tags(), "cloc.kind": "pipeline"}
-    identity = Identity(config.experiment, key_tag=SHARED_KEY_TAG, name=name, tags=tags)
-    run = _begin(config, identity)
-    run.log_settings(settings)
-    known = {"MLFLOW_RUN_ID": run.run_id} if run.run_id else {"MLFLOW_RUN_ID": None, KEY: identity.key}
-    with _recorded(run, says_why=True), exported({**known, STAGE_URI: run.uri, **_outbox_variable()}):
-        yield run
-
-
-def begin_pipeline(config: TrackingConfig, *, settings: Mapping[str, Any]) -> None:
-    """The run of a pipeline whose tasks know each other by `CLOC_RUN_KEY` is made where it is missing, with all
-    settings."""
-    parent = parent_of_here()
-    if not os.environ.get(KEY) or parent is None:
-        return
-    run = _begin(config, as_identity(parent, experiment=config.experiment))
-    run.log_settings(settings)
-    run.let_go()
-
-
-def end_pipeline(config: TrackingConfig, *, state: str, reason: str) -> str:
-    """Records how a pipeline ended, in its run.
+def stage_run(config: TrackingConfig, *, stage: str, settings: Mapping[str, Any], name: str = "") -> Iterator[Run]:
+    """The run of one stage, under the pipeline's run where there is one. Processes that the stage starts know it by the
+    variables `STAGE_RUN` and `STAGE_URI`.
 
     Args:
         config: section `tracking`.
-        state: SUCCEEDED, FAILED, CANCELED or SKIPPED, as Kubeflow says.
-        reason: why it failed; "" where it did not.
-
-    Returns:
-        The run's id; "" where it has none, or MLflow is away.
+        stage: its name.
+        settings: that it reads.
+        name: of the run; the stage's without one. What MLFLOW_RUN_NAME says is for the run above it, if any.
     """
-    parent = parent_of_here()
-    if parent is None:
-        return ""
-    run = _begin(config, as_identity(parent, experiment=config.experiment))
-    run.set_tag("cloc.outcome", state)
-    if reason:
-        run.fail(reason)
-    run.end(_STATUS.get(state, "FAILED"))
-    return run.run_id
-
-
-@contextmanager
-def stage_run(config: TrackingConfig, *, stage: str, settings: Mapping[str, Any]) -> Iterator[Run]:
-    """The run of one stage, under the pipeline's run where there is one. Processes that the stage starts know it by the
-    variables `STAGE_RUN` and `STAGE_URI`."""
-    tags = {**common_tags(), "cloc.kind": "stage", "cloc.stage": stage}
-    run = _begin(config, Identity(config.experiment, name=stage, tags=tags, parent=parent_of_here()))
+    tags, parent = {**common_tags(), "cloc.kind": "stage", "cloc.stage": stage}, parent_of_here()
+    given = "" if parent else os.environ.get(NAME_VARIABLE, "")
+    run = begin(config, Identity(config.experiment, name=given or name or stage, tags=tags, parent=parent))
     run.log_settings(settings)
-    with _recorded(run), exported({STAGE_RUN: run.reference, STAGE_URI: run.uri, **_outbox_variable()}):
+    known = {STAGE_RUN: run.reference, STAGE_URI: run.uri, **outbox_variable()}
+    with recorded(run), exported(known), sampled(lambda row: run.log_rows([row])):
         yield run
 
 
-def _outbox_variable() -> dict[str, str]:
+def outbox_variable() -> dict[str, str]:
+    """Where processes that are started keep what they record."""
     return {OUTBOX_VARIABLE: str(outbox_folder())}

@@ -52,6 +52,11 @@ class Inputs:
     match_compute_of: str = ""
     step_cost_of: str = ""
 
+    @property
+    def title(self) -> str:
+        """What tells this training from others of a pipeline."""
+        return f"{self.objective}_equal_compute" if self.match_compute_of else self.objective
+
 
 @dataclass(frozen=True)
 class Outputs:

@@ -17,7 +17,8 @@ _PARTS = {
 }
 
 
-def _parts(given: dict[str, Any] | None) -> dict[str, Any]:
+def region_parts(given: dict[str, Any] | None) -> dict[str, Any]:
+    """What a family's configuration says of its region parts, completed."""
     return _PARTS | (given or {})
 
 
@@ -37,7 +38,7 @@ class CLOCConfig(CLIPConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
-        self.cloc = _parts(self.cloc)
+        self.cloc = region_parts(self.cloc)
 
 
 class CLOCSiglipConfig(SiglipConfig):
@@ -53,7 +54,7 @@ class CLOCSiglipConfig(SiglipConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
-        self.cloc = _parts(self.cloc)
+        self.cloc = region_parts(self.cloc)
 
 
 AnyCLOCConfig = CLOCConfig | CLOCSiglipConfig

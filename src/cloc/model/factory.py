@@ -42,7 +42,8 @@ def attention(precision: str, device: torch.device) -> str:
     return "eager" if device.type == "cpu" and uses_bfloat16(precision, device) else "sdpa"
 
 
-_CLASSES: Mapping[str, type[CLOCModel] | type[CLOCSiglipModel]] = {"clip": CLOCModel, "siglip": CLOCSiglipModel}
+# The class of a checkpoint, by its model_type.
+FAMILIES: Mapping[str, type[CLOCModel] | type[CLOCSiglipModel]] = {"clip": CLOCModel, "siglip": CLOCSiglipModel}
 # Nothing is unpickled; and a checkpoint in half precision is trained, and answers, in float32 (autocast is a setting).
 _WEIGHTS = {"use_safetensors": True, "dtype": torch.float32}
 # What the region parts add to a family's checkpoint; anything else that is missing makes it unusable.
@@ -72,7 +73,7 @@ def create(
             config, vocab_size=len(tok), bos=tok.bos_token_id, eos=tok.eos_token_id, pad=tok.pad_token_id
         )
         settings._attn_implementation = attention
-        model, learned = _CLASSES[config.family](settings), frozenset[str]()
+        model, learned = FAMILIES[config.family](settings), frozenset[str]()
         processor = CLOCProcessor.for_model(settings, tokenizer=tokenizer, images=None)
     _start(model, loss, learned=learned)
     if loss.point_share and not model.has_prompter:
@@ -139,12 +140,12 @@ def _class(source: str, *, what: str) -> type[CLOCModel] | type[CLOCSiglipModel]
         family = PreTrainedConfig.get_config_dict(source)[0].get("model_type")
     except (OSError, ValueError) as error:
         raise ConfigError(f"cannot load the {what} {source!r}: {str(error).splitlines()[0]}") from None
-    if family not in _CLASSES:
+    if family not in FAMILIES:
         raise ConfigError(
-            f"cannot load the {what} {source!r}: its model_type is {family!r}; there are {', '.join(_CLASSES)} "
+            f"cannot load the {what} {source!r}: its model_type is {family!r}; there are {', '.join(FAMILIES)} "
             "(SigLIP 2 in its fixed-resolution checkpoints, which are of the type siglip)"
         )
-    return _CLASSES[family]
+    return FAMILIES[family]
 
 
 def architecture(config: ModelConfig) -> AnyCLOCConfig:
@@ -163,7 +164,7 @@ def architecture(config: ModelConfig) -> AnyCLOCConfig:
 
 def from_architecture(config: AnyCLOCConfig) -> AnyCLOCModel:
     """A model of that configuration, its weights at their start."""
-    return _CLASSES[config.model_type](config)
+    return FAMILIES[config.model_type](config)
 
 
 def _checkpoint_settings(config: ModelConfig) -> AnyCLOCConfig:

@@ -113,6 +113,14 @@ def test_sizes_only_reads_nothing_and_sees_sizes(data: Path, monkeypatch: pytest
     assert (found.expected, found.found) == (manifest_of(data)["shards"][1]["bytes"], 1024)
 
 
+def test_tables_may_be_left_unread(data: Path) -> None:
+    flip(data / "captions/00000.parquet", 60)
+    assert differences(check(data)) == [(Kind.TABLE, "captions/00000.parquet")]
+    report = check(data, reads_tables=False)
+    assert report.ok
+    assert (report.ways, report.tables) == ({Way.READ: SHARDS}, {})
+
+
 def test_a_sample_is_hashed_and_of_the_rest_the_size(data: Path) -> None:
     report = check(data, hashed=2)
     assert report.ways == {Way.READ: 2, Way.SIZE: 1}
@@ -400,6 +408,7 @@ def test_exit_codes_and_the_last_line(
     for wrong in (
         ["--sizes-only", "--sample", "1"],
         ["--sizes-only", "--fresh"],
+        ["--no-tables", "--tables", "captions=x"],
         ["--tables", "captions"],
         ["--tables", "boxes=x"],
         ["--threads", "0"],

@@ -4,6 +4,7 @@ from typing import Any
 
 import click
 
+from cloc.cli.digest import digest
 from cloc.cli.duplicates import duplicates
 from cloc.cli.options import resolve, settings_options
 from cloc.cli.verify import verify
@@ -22,6 +23,7 @@ def data() -> None:
 
 data.add_command(duplicates)
 data.add_command(verify)
+data.add_command(digest)
 
 
 @data.command(short_help="Render the embedded demo data set.")

@@ -23,6 +23,7 @@ _S3_THREADS = 16  # requests that wait at a time
 )
 @click.option("--sizes-only", is_flag=True, help="Names and sizes from the listing; nothing is read.")
 @click.option("--sample", type=click.IntRange(min=1), help="Hash so many shards, drawn anew each time.")
+@click.option("--no-tables", is_flag=True, help="Leave the tables beside the images unread.")
 @click.option("--fresh", is_flag=True, help="Read all, whatever the record and the store know.")
 @click.option("--record", help="File that keeps what was read.  [default: in ~/.cache/cloc/verified]")
 @click.option("--threads", type=click.IntRange(min=1), help="Shards at a time.  [default: one a core; 16 on S3]")
@@ -33,6 +34,7 @@ def verify(
     roots: tuple[str, ...],
     sizes_only: bool,
     sample: int | None,
+    no_tables: bool,
     fresh: bool,
     record: str | None,
     threads: int | None,
@@ -51,9 +53,11 @@ def verify(
     """
     if sizes_only and sample:
         raise ConfigError("give --sizes-only or --sample, not both")
+    if no_tables and roots:
+        raise ConfigError("give --no-tables or --tables, not both")
     if sizes_only and fresh:
         raise ConfigError("--fresh reads shards and --sizes-only reads none: give one of them")
-    tables = _tables(roots)
+    tables = label_roots(roots)
 
     from cloc.data.processes import processes_of
     from cloc.data.verify.check import Request
@@ -65,6 +69,7 @@ def verify(
         against=against,
         tables=tables,
         hashed=0 if sizes_only else sample,
+        reads_tables=not (sizes_only or no_tables),
         threads=threads or (_S3_THREADS if "://" in data else processes_of(0)),
         fresh=fresh,
     )
@@ -82,7 +87,8 @@ def verify(
         click.echo(report.summary)
 
 
-def _tables(roots: tuple[str, ...]) -> "dict[Table, str]":
+def label_roots(roots: tuple[str, ...]) -> "dict[Table, str]":
+    """What --tables says: roots by table. Raises ConfigError."""
     found: dict[Table, str] = {}
     for item in roots:
         name, _, root = item.partition("=")

@@ -211,9 +211,9 @@ class FolderStorage:
         return self._path(path).is_file()
 
     def walk(self, prefix: str) -> Iterator[str]:
+        folder = relative_path(prefix, root=str(self._root)).as_posix()
         with self._errors(prefix):
-            for item in _walk(self._path(prefix)):
-                yield item.relative_to(self._root).as_posix()
+            yield from _walk(str(self._root), "" if folder == "." else f"{folder}/")
 
     def list(self, prefix: str) -> list[str]:
         return list(self.walk(prefix))
@@ -221,7 +221,7 @@ class FolderStorage:
     def scan(self, prefix: str) -> Iterator[Entry]:
         for path in self.walk(prefix):
             with self._errors(path):
-                found = self._path(path).stat()
+                found = os.stat(f"{self._root}/{path}")
             yield Entry(path, found.st_size, _version(found))
 
     def stored_sha256(self, path: str) -> str:
@@ -260,10 +260,10 @@ def _version(found: os.stat_result) -> str:
     return f"{found.st_size} {found.st_mtime_ns}"
 
 
-def _walk(folder: Path) -> Iterator[Path]:
-    """Files below a folder in the order of their paths, one folder's names in memory at a time."""
+def _walk(root: str, folder: str) -> Iterator[str]:
+    """Paths of the files below a folder ("" or "name/") of a root, in order, one folder's names in memory at a time."""
     try:
-        with os.scandir(folder) as found:
+        with os.scandir(f"{root}/{folder}") as found:
             # A folder's files sort behind "name/", as in the paths themselves.
             items = sorted(
                 (f"{item.name}/" if item.is_dir(follow_symlinks=False) else item.name, item.is_file())
@@ -274,9 +274,9 @@ def _walk(folder: Path) -> Iterator[Path]:
         return
     for name, is_file in items:
         if is_file:
-            yield folder / name
+            yield f"{folder}{name}"
         elif name.endswith("/"):
-            yield from _walk(folder / name)
+            yield from _walk(root, f"{folder}{name}")
 
 
 def open_storage(url: str | Path) -> Storage:

@@ -42,6 +42,7 @@ class Request:
         against: another manifest than the data set's own, a file or an object; "" for its own.
         tables: roots of the tables of labelling, by table.
         hashed: of how many shards the hash is verified; None for all. Of the others it is the size.
+        reads_tables: whether the tables of the hashed shards are read, or just listed.
         threads: shards at a time.
         fresh: what is hashed is read, whatever record and store know.
         progress: whether to say how far it is, on stderr.
@@ -51,6 +52,7 @@ class Request:
     against: str = ""
     tables: Mapping[Table, str] = field(default_factory=dict)
     hashed: int | None = None
+    reads_tables: bool = True
     threads: int = 1
     fresh: bool = False
     progress: bool = True
@@ -76,7 +78,7 @@ def verify(request: Request, *, record: Record) -> Report:
     run = _Run(
         manifest=manifest,
         hashed=_chosen(manifest, request.hashed),
-        looks_at_tables=request.hashed != 0,
+        reads_tables=request.reads_tables,
         shards=ShardCheck(dataset, record, request.fresh, stop),
         tables=TableCheck(storage, roots),
     )
@@ -119,13 +121,13 @@ class _Run:
     Attributes:
         manifest: what there should be.
         hashed: names of the shards whose hash is verified, and whose tables are looked at.
-        looks_at_tables: whether tables are looked at, and not just listed.
+        reads_tables: whether tables are read, and not just listed.
         shards, tables: how.
     """
 
     manifest: Manifest
     hashed: Collection[str]
-    looks_at_tables: bool
+    reads_tables: bool
     shards: ShardCheck
     tables: TableCheck
 
@@ -143,10 +145,11 @@ class _Run:
         waiting = {shard.path: shard for shard in self.manifest.shards if not shard.foreign}
         seen: dict[Table, set[str]] = {table: set() for table in _WHOLE}
         for entry in storage.scan(""):
-            path = PurePosixPath(entry.path)
             if entry.path in waiting:
                 yield self._shard(waiting.pop(entry.path), entry, storage)
-            elif (table := _table_of(path)) and path.stem in names:
+                continue
+            path = PurePosixPath(entry.path)
+            if (table := _table_of(path)) and path.stem in names:
                 shard = names[path.stem]
                 if table in seen:
                     seen[table].add(shard.name)
@@ -192,7 +195,7 @@ class _Run:
         return self.shards.look(shard, entry, storage, hashed=shard.name in self.hashed)
 
     def _table(self, table: Table, shard: Shard, root: Storage) -> Iterator[Look]:
-        if self.looks_at_tables and shard.name in self.hashed and table not in OF_THE_SET:
+        if self.reads_tables and shard.name in self.hashed and table not in OF_THE_SET:
             yield partial(self.tables.look, table, shard, root=root)
 
 
@@ -232,10 +235,9 @@ class _Progress:
         if not self._on or now - self._printed < _PROGRESS_S:
             return
         self._printed, passed, report = now, now - self._started, self._report
+        read = f"{amount(report.read_bytes)} read ({amount(report.read_bytes / passed)}/s)"
         line = (
-            f"verify: {self._shards:,} of {report.shards:,} shards, "
-            f"{amount(self._bytes)} of {amount(report.bytes)}, "
-            f"{amount(report.read_bytes / passed)}/s read, {len(report.differences):,} differences after "
-            f"{passed:,.0f} s"
+            f"verify: {self._shards:,} of {report.shards:,} shards, {amount(self._bytes)} of {amount(report.bytes)}, "
+            f"{read}, {len(report.differences):,} differences after {passed:,.0f} s"
         )
         print(line, file=sys.stderr, flush=True)

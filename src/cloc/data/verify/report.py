@@ -153,7 +153,8 @@ class Report:
             return f"{what}: all equal to {self.manifest} after {self.seconds:.1f} s{speed}"
         counts = Counter(item.kind for item in self.differences)
         kinds = ", ".join(f"{count:,} {kind}" for kind, count in counts.items())
-        return f"{what}: {len(self.differences):,} differences from {self.manifest} ({kinds})"
+        plural = "s" if len(self.differences) > 1 else ""
+        return f"{what}: {len(self.differences):,} difference{plural} from {self.manifest} ({kinds})"
 
 
 def amount(size: float) -> str:

@@ -1,17 +1,19 @@
 """How `cloc runs` shows runs: tables that fit 100 columns on a terminal, elsewhere lines of fields between tabs."""
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import click
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
 WIDTH = 100
+_NARROW = 90  # columns below which who, code and data are left to `show`
 _ID, _COMMIT, _DIGEST = 8, 8, 8  # characters shown
 _FIGURES = 4  # shown of a run in the list
 _COLORS = {"FINISHED": "green", "FAILED": "red", "KILLED": "red", "RUNNING": "yellow"}
@@ -20,23 +22,26 @@ _HEADER = ("run", "name", "started", "seconds", "status", "by", "commit", "data"
 
 def print_runs(runs: Sequence[Mapping[str, Any]]) -> None:
     """The list."""
-    if not sys.stdout.isatty():
+    if not on_terminal():
         click.echo("\t".join(_HEADER))
         for run in runs:
             click.echo("\t".join(_fields(run)))
             for stage in run.get("stages", ()):
                 click.echo("\t".join(_fields(stage, under=run["run"])))
         return
-    _print([_list(runs)])
+    console = _console()
+    console.print(_list(runs, narrow=console.width < _NARROW))
 
 
 def print_details(told: Mapping[str, Any]) -> None:
     """Everything of a run."""
-    if not sys.stdout.isatty():
+    if not on_terminal():
         for name, value in _lines(told):
             click.echo(f"{name}\t{value}")
         return
-    _print([_head(told), *_sections(told)])
+    console = _console()
+    for part in (_head(told), *_sections(told)):
+        console.print(part)
     print_links(told["links"])
 
 
@@ -44,12 +49,17 @@ def print_links(found: Mapping[str, str]) -> None:
     """Addresses, whole: a line each."""
     widest = max(map(len, found))
     for name, address in found.items():
-        click.echo(f"{name:<{widest}}  {address}" if sys.stdout.isatty() else f"{name}\t{address}")
+        click.echo(f"{name:<{widest}}  {address}" if on_terminal() else f"{name}\t{address}")
+
+
+def on_terminal() -> bool:
+    """Whether a person reads along."""
+    return sys.stdout.isatty()
 
 
 def took(seconds: float) -> str:
     """ "48 s", "4 min", "1 h 12"."""
-    if seconds < 60:
+    if round(seconds) < 60:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02}"
@@ -60,20 +70,19 @@ def number(value: float) -> str:
     return f"{value:.4g}" if abs(value) < 10_000 else f"{value:,.0f}"
 
 
-def _print(parts: Sequence[Any]) -> None:
+def _console() -> "Console":
     from rich.console import Console
 
     console = Console()
     console.width = min(console.width, WIDTH)
-    for part in parts:
-        console.print(part)
+    return console
 
 
-def _table(*columns: str, title: str = "") -> "Table":
+def _table(*columns: str) -> "Table":
     from rich import box
     from rich.table import Table
 
-    return Table(*columns, title=title or None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    return Table(*columns, box=box.SIMPLE_HEAD, pad_edge=False)
 
 
 def _text(value: str, style: str = "") -> "Text":
@@ -90,9 +99,10 @@ def _commit(run: Mapping[str, Any]) -> str:
     return f"{run['commit'][:_COMMIT]}{'*' if run['dirty'] else ''}" if run["commit"] else "-"
 
 
-def _list(runs: Sequence[Mapping[str, Any]]) -> "Table":
+def _list(runs: Sequence[Mapping[str, Any]], *, narrow: bool) -> "Table":
     table = _table()
-    for name in ("Run", "Name and figures", "Started", "Took", "Status", "By", "Commit", "Data"):
+    names = ["Run", "Name and figures", "Started", "Took", "Status", *([] if narrow else ["By", "Commit", "Data"])]
+    for name in names:
         table.add_column(name, no_wrap=name not in ("Name and figures",), ratio=1 if name[:4] == "Name" else None)
     for run in runs:
         cell = _text(run["name"], "bold")
@@ -100,28 +110,15 @@ def _list(runs: Sequence[Mapping[str, Any]]) -> "Table":
             cell.append(f"\n{run['reason']}", "red")
         for line in _figure_lines(run["figures"]):
             cell.append(f"\n{line}", "dim")
-        table.add_row(
-            run["run"][:_ID],
-            cell,
-            _moment(run["started"]),
-            took(run["seconds"]),
-            _status(run["status"]),
-            run["started_by"].upper() or "-",
-            _commit(run),
-            run["data"][:_DIGEST] or "-",
-        )
+        more = (run["started_by"].upper() or "-", _commit(run), run["data"][:_DIGEST] or "-")
+        cells = (run["run"][:_ID], cell, _moment(run["started"]), took(run["seconds"]), _status(run["status"]), *more)
+        table.add_row(*cells[: len(names)])
         for stage in run.get("stages", ()):
             cell = _text(f"  {stage['name']}")
             if stage["reason"]:
                 cell.append(f"\n  {stage['reason']}", "red")
-            table.add_row(
-                f"  {stage['run'][: _ID - 2]}",
-                cell,
-                _moment(stage["started"]),
-                took(stage["seconds"]),
-                _status(stage["status"]),
-                *[""] * 3,
-            )
+            times = (_moment(stage["started"]), took(stage["seconds"]), _status(stage["status"]))
+            table.add_row(f"  {stage['run'][: _ID - 2]}", cell, *times)
     if any(run["dirty"] for run in runs):
         table.caption, table.caption_justify = "* with changes that are not in the commit", "left"
     return table
@@ -172,22 +169,24 @@ def _head(told: Mapping[str, Any]) -> "Text":
     return text
 
 
-def _sections(told: Mapping[str, Any]) -> list["Table"]:
-    found = []
+def _sections(told: Mapping[str, Any]) -> Iterator[Any]:
+    """A title and a table for all that there is."""
     if told["stages"]:
-        table = _table("Run", "Stage", "Started", "Took", "Status", title="Stages")
+        yield _text("Stages", "bold")
+        table = _table("Run", "Stage", "Started", "Took", "Status")
         for stage in told["stages"]:
             cell = _text(stage["name"])
             cell.append(f"\n{stage['reason']}" if stage["reason"] else "", "red")
             row = (stage["run"][:_ID], cell, _moment(stage["started"]), took(stage["seconds"]))
             table.add_row(*row, _status(stage["status"]))
-        found.append(table)
+        yield table
     if told["settings"]:
-        table = _table("", "Here", "There", title=f"Settings that differ from {told['settings_differ_from']}")
+        yield _text(f"Settings that differ from {told['settings_differ_from']}", "bold")
+        table = _table("", "Here", "There")
         for name, pair in told["settings"].items():
             usual = "(no such setting)" if pair["usual"] is None else pair["usual"]
             table.add_row(_text(name), _text(pair["value"]), _text(usual, "dim"))
-        found.append(table)
+        yield table
     pairs = {
         "Data sets": told["data_sets"],
         "Metrics": {name: number(value) for name, value in sorted(told["metrics"].items())},
@@ -196,12 +195,13 @@ def _sections(told: Mapping[str, Any]) -> list["Table"]:
     }
     for title, values in pairs.items():
         if values:
-            table = _table("", "", title=title)
+            yield _text(title, "bold")
+            table = _table("", "")
             table.show_header = False
             for name, value in values.items():
                 table.add_row(_text(name), _text(value))
-            found.append(table)
-    return found
+            yield table
+    yield _text("Links", "bold")
 
 
 def _lines(told: Mapping[str, Any]) -> list[tuple[str, Any]]:

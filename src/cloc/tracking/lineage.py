@@ -105,7 +105,8 @@ class _Walk:
         registration = sources.get(version.run_id) if version is not None and version.run_id else None
         read = registration.tags.get("input.evaluation", "").rstrip("/") if registration else ""
         made = run.tags.get("artifact.model", "") if run else ""
-        conditions = [f"tags.`artifact.metrics` = {quoted(f'{read}/metrics.json')}"] if read else []
+        written = quoted(f"{read}/metrics.json") if read else ""
+        conditions = [f"tags.`artifact.metrics` = {written}"] if written else []
         conditions += [f"tags.`input.models` LIKE '%\"{made}\"%'"] if made and "'" not in made else []
         conditions = [f"tags.`cloc.stage` = 'evaluation' and {one}" for one in conditions]
         found = [item for one in conditions for item in sources.runs(one)] + sources.siblings(run, "evaluation")

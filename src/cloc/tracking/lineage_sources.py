@@ -21,7 +21,7 @@ from cloc.tracking.store import asked, connect, existing, tracking_uri
 from cloc.tracking.troubles import shown
 
 _FILES = (LINEAGE_FILE, TRAINING_FILE, CONFIG_FILE)
-_MODEL_TAG = "artifact.model"
+_MODEL_TAG, _KEY_TAG = "artifact.model", "cloc.key"
 
 
 @dataclass(frozen=True)
@@ -165,8 +165,8 @@ class Sources:
             (item.tags["input.model"] for item in reversed(stages) if item.tags.get("input.model")), ""
         )
         found = [item for item in stages if item.stage == "pretraining"]
-        if given:
-            condition = f"tags.`cloc.stage` = 'pretraining' and tags.`{_MODEL_TAG}` = {quoted(given)}"
+        if given and (place := quoted(given)):
+            condition = f"tags.`cloc.stage` = 'pretraining' and tags.`{_MODEL_TAG}` = {place}"
             made = [item for item in self.reader.where(condition) if item.started <= (run.ended or item.started)]
             found = made or found
         own = [item for item in found if item.tags.get("input.objective") != "clip"]
@@ -184,11 +184,16 @@ class Sources:
     ) -> Subject:
         lineage, training = _json(found, LINEAGE_FILE, label), _json(found, TRAINING_FILE, label)
         weights = weights or str(lineage.get("weights_sha256", ""))
-        run = run or self.get(str(lineage.get("run", {}).get("id", "")))
+        run = run or self._recorded(str(lineage.get("run", {}).get("id", "")))
         settings = yaml.safe_load(found.get(CONFIG_FILE, b"") or b"{}")
         if version is None and weights and self.reader is not None:
             version = self._version(weights)
         return Subject(label, weights, place, lineage, training, settings, version, run)
+
+    def _recorded(self, reference: str) -> Recorded | None:
+        """A run as its processes knew it: by its id, or by its key where the store was away when it began."""
+        found = self.runs(f"tags.`{_KEY_TAG}` = {key}") if (key := quoted(reference.rpartition(":")[2])) else []
+        return self.get(reference) or next(iter(found), None)
 
     def _version(self, weights: str) -> Any:
         """The newest registered version with these weights, of any name."""

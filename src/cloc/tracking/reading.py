@@ -70,11 +70,12 @@ class Reader:
         """The run with this id, the start of an id, or name; or the newest, for `LATEST`."""
         if reference == LATEST and (newest := self.newest(limit=1)):
             return newest[0].run
-        conditions = [f"attributes.run_id = '{reference}'", f"attributes.run_name = {quoted(reference)}"]
+        conditions = [f"attributes.run_id = '{reference}'"] if reference.isalnum() else []
+        conditions += [f"attributes.run_name = {name}"] if (name := quoted(reference)) else []
         if _SHORTEST <= len(reference) <= _ID and reference.isalnum():
             conditions.append(f"attributes.run_id LIKE '{reference}%'")
         with asked(self.uri, "cannot be read"):
-            for condition in conditions if reference.isalnum() else conditions[1:]:
+            for condition in conditions:
                 found = [recorded(run) for run in self._search(condition)]
                 if len(found) > 1:
                     listed = ", ".join(str(run) for run in found[:4]) + (", ..." if len(found) > 4 else "")
@@ -161,5 +162,7 @@ def _pages(ask: Any) -> Iterator[Any]:
 
 
 def quoted(text: str) -> str:
-    """A value in MLflow's language, which has no escapes: of a text with both quotes, one that nothing equals."""
+    """A value in MLflow's language, which has no escapes: "" for a text with both quotes, which cannot be written."""
+    if "'" in text and '"' in text:
+        return ""
     return f'"{text}"' if "'" in text else f"'{text}'"

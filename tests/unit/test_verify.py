@@ -377,8 +377,8 @@ def test_labels_of_other_captions_or_shards_are_named(data: Path, labels: dict[s
 # --- the command
 
 
-def cloc(*arguments: str, monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setattr("sys.argv", ["cloc", "data", "verify", *arguments])
+def cloc(*arguments: str, monkeypatch: pytest.MonkeyPatch, verb: str = "verify") -> Any:
+    monkeypatch.setattr("sys.argv", ["cloc", "data", verb, *arguments])
     with pytest.raises(SystemExit) as end:
         main()
     return end.value.code
@@ -415,6 +415,32 @@ def test_exit_codes_and_the_last_line(
     ):
         assert cloc(str(data), *wrong, monkeypatch=monkeypatch) == 2
         assert len(capsys.readouterr().err.splitlines()) <= 4
+
+
+def test_a_digest_changes_with_the_labels_and_not_otherwise(
+    data: Path,
+    labels: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "work/captions.json"
+    command = [str(data), "--tables", f"captions={labels['captions']}", "--out", str(out)]
+
+    def digest() -> str:
+        assert cloc(*command, verb="digest", monkeypatch=monkeypatch) == 0
+        return out.read_text()
+
+    before = digest()
+    assert digest() == before
+    assert json.loads(before)["captions"]["shards"] == json.loads(before)["data"]["shards"] == SHARDS
+    storage = FolderStorage(labels["captions"])
+    tables.write_table(storage, "captions", "00001", [])
+    assert digest() != before
+    storage.delete("captions/00001.parquet")
+    capsys.readouterr()
+    assert cloc(*command, verb="digest", monkeypatch=monkeypatch) == 3
+    assert f"2 of {SHARDS} shards of {data} have captions" in capsys.readouterr().err
 
 
 def test_many_differences_are_cut_for_people_and_whole_for_scripts(data: Path) -> None:

@@ -93,7 +93,8 @@ def _split(line: str) -> Iterator[list[str]]:
 
 def links(text: str) -> list[str]:
     """Targets of a page's links and pictures."""
-    return re.findall(r"\]\(<?([^)\s>]+)>?\)", re.sub(r"`[^`\n]*`", "", without_fences(text)))
+    shown = re.sub(r"`[^`\n]*`", "", without_fences(text))
+    return re.findall(r"\]\(<?([^)\s>]+)>?\)", shown) + re.findall(r'<img src="([^"]+)"', shown)
 
 
 def anchors(text: str) -> set[str]:

@@ -1,9 +1,12 @@
 """The pages of docs that list things list what there is: stages, messages, functions, dependencies."""
 
+import ast
 import importlib
 import re
+import sys
 import tomllib
 from dataclasses import MISSING, fields
+from importlib.metadata import packages_distributions
 from typing import Any
 
 import pytest
@@ -86,6 +89,29 @@ def _project(requirement: str) -> str:
     match = re.match(r"[A-Za-z0-9._-]+", requirement)
     assert match, requirement
     return match[0]
+
+
+def _imported() -> set[str]:
+    """Top-level names that the product's code imports and that are neither ours nor Python's."""
+    found: set[str] = set()
+    for path in [path for folder in ("src", "components", "pipelines") for path in (ROOT / folder).rglob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_bytes())):
+            names = [item.name for item in node.names] if isinstance(node, ast.Import) else []
+            names += [str(node.module)] if isinstance(node, ast.ImportFrom) else []
+            found |= {name.split(".")[0] for name in names}
+    return found - set(sys.stdlib_module_names) - {"cloc", "components", "pipelines"}
+
+
+def test_what_is_imported_is_named() -> None:
+    page = (DOCS / "dependencies.md").read_text()
+    named = {_normal(spans(package)[0]) for package, _ in rows(page)}
+    providers = {name: {_normal(item) for item in found} for name, found in packages_distributions().items()}
+    assert not [name for name in sorted(_imported()) if name in providers and not named & providers[name]]
+
+
+def _normal(name: str) -> str:
+    """A package's name as indexes compare it."""
+    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def test_dependencies_are_those_of_the_project() -> None:

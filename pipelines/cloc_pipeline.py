@@ -132,6 +132,7 @@ def cloc_pipeline(
             labels_at=labels_at,
             labelling_parts=labelling_parts,
             other_settings=other_settings,
+            run_name=dsl.PIPELINE_JOB_NAME_PLACEHOLDER,
         )
         # It looks at the code and at the data behind the given path, which no cache key shows: it always runs.
         stages.set_caching_options(False)

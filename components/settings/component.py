@@ -33,6 +33,7 @@ def settings(
     labels_at: str,
     labelling_parts: int,
     other_settings: list,
+    run_name: str = "",
 ) -> NamedTuple(
     "Stages",
     [
@@ -50,7 +51,7 @@ def settings(
 ):
     """Validates all settings and gives every stage its own, with the hash of its code and of given data.
 
-    The arguments are the pipeline's parameters of the same names; each output is what a stage's task is given, JSON.
+    The arguments are the pipeline's parameters of the same names, and the name of its run; each output is what a stage's task is given, JSON.
     """
     from cloc.pipeline.component import resolve_parameters
 
@@ -81,4 +82,5 @@ def settings(
         },
         other_settings,
         data=data,
+        run_name=run_name,
     )

@@ -92,6 +92,16 @@ def test_the_first_is_champion_and_a_better_one_takes_its_place(bench: Bench, mo
     assert reason in version.description
     assert version.tags["cloc.decision"] == f"champion: {reason}"
     assert version.tags["cloc.evaluation_set"] == "set-a"
+    assert (version.tags["cloc.region_mAcc"], version.tags["cloc.objective"]) == ("60.0", "cloc")
+    parts = [line for line in version.description.splitlines() if line.startswith("### ")]
+    assert [part.partition(" CLOC")[0] for part in parts] == [
+        "### What",
+        "### Figures on `test`",
+        "### How it was made",
+        "### How to use it",
+    ]
+    assert "| region mAcc | 5.0 " in version.description  # plain CLIP's, beside the version's
+    assert "Region mAcc on test: CLOC (Prompter) 60.0, 12.0 times the 5.0 of CLIP" in version.description
     assert version.tags["cloc.protocols"] == "region_recognition 2, retrieval 2"
     assert version.tags["cloc.gate"].startswith("min_region_gain: region mAcc on test is 60.0 (CLOC, Prompter), 12.0")
     assert version.tags["cloc.figures"].startswith("region mAcc 60.0 (55.0 to 65.0, Prompter); region top-1 30.0 (")

@@ -122,11 +122,12 @@ def test_curves_and_data_sets(config: TrackingConfig, client: MlflowClient, tmp_
     rows = [{"step": step, "seconds": 1.0, "loss/total": 3.0 - step} for step in (1, 2)]
     curves.write_text("".join(json.dumps(row) + "\n" for row in rows))
     with tracking.stage_run(config, stage="registration", settings={}) as run:
-        run.log_inputs({"data": data})
+        read = {"data": data}
+        run.log_inputs(read, tracking.data_sets(read, splits=["train"], context="training"))
         run.log_result(StageResult("registration", artifacts={"curves": str(curves)}))
     history = client.get_metric_history(run.run_id, "loss/total")
     assert [(item.step, item.value) for item in history] == [(1, 2.0), (2, 1.0)]
-    assert client.get_run(run.run_id).inputs.dataset_inputs[0].dataset.name == "data"
+    assert client.get_run(run.run_id).inputs.dataset_inputs[0].dataset.name.endswith("/data")
 
 
 def test_a_store_that_cannot_be_used_is_one_line(tmp_path: Path) -> None:

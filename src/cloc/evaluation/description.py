@@ -108,8 +108,7 @@ def _made(measured: Measured, story: Story) -> Iterator[str]:
 
 
 def tags(measured: Measured, story: Story) -> dict[str, str]:
-    """To filter versions by: `tags."cloc.region_mAcc" > '50'` compares as text, so figures have two digits before the
-    point."""
+    """What versions are searched by."""
     metrics = measured.metrics
     split, model = metrics["splits"][measured.split], metrics["models"][measured.model]
     hashed = f", digest {split['images_digest']}" if "images_digest" in split else ""
@@ -125,7 +124,7 @@ def tags(measured: Measured, story: Story) -> dict[str, str]:
         "cloc.row": measured.model,
         "cloc.objective": str(model["objective"]),
         "cloc.steps": str(model.get("steps") or ""),
-        "cloc.region_mAcc": f"{100 * macc.value:04.1f}" if macc else "",
+        "cloc.region_mAcc": f"{100 * macc.value:.1f}" if macc else "",
         "cloc.trained_by": str(run.get("id", "")),
         "cloc.git_commit": str(run.get("tags", {}).get("mlflow.source.git.commit", "")),
     }

@@ -107,10 +107,10 @@ def run_component(
             _show_confusion(Path(folders["report"]) / CONFUSION_FILE, confusion)
 
 
-def resolve_parameters(values: Mapping[str, Any], others: list[str], *, data: str) -> Any:
+def resolve_parameters(values: Mapping[str, Any], others: list[str], *, data: str, run_name: str = "") -> Any:
     """The pipeline's first task: validates all settings, and gives every stage its own (see `stage_parameters`).
 
-    The run in MLflow begins here where the tasks know it by a key.
+    The run in MLflow begins here where the tasks know it by a key; it gets the name of the pipeline's run.
 
     Returns:
         A named tuple with a field a task, as KFP wants several outputs.
@@ -121,7 +121,7 @@ def resolve_parameters(values: Mapping[str, Any], others: list[str], *, data: st
     with one_line_failure("settings"):
         config = resolve(values, others)
         tasks = stage_parameters(config, data=data)
-        begin_pipeline(config.tracking, settings=config.model_dump(mode="json"))
+        begin_pipeline(config.tracking, settings=config.model_dump(mode="json"), name=run_name)
         print(f"settings of {len(tasks)} tasks are valid; base: preset {BASE_PRESET}", flush=True)
         return namedtuple("Stages", tasks)(**tasks)
 

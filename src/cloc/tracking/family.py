@@ -10,6 +10,7 @@ from cloc.tracking.names import EVAL, data_set_of
 from cloc.tracking.pipelines import run_above
 from cloc.tracking.provenance import common_tags
 from cloc.tracking.runs import Run, begin
+from cloc.tracking.store import experiment_name
 from cloc.tracking.views import experiment_tags
 
 # What a row is found by is a tag, too; all the rest that is known of it are parameters.
@@ -43,7 +44,7 @@ def _log_model(config: TrackingConfig, stage: Run, name: str, model: ModelResult
     about = {key: str(value) for key, value in model.about.items()}
     tags = {**common_tags(), "cloc.kind": "model", "cloc.model": name}
     tags |= {f"cloc.{key}": about[key] for key in _TAGS if about.get(key)}
-    own = begin(config, Identity(config.experiment, name=name, tags=tags, parent=stage.as_parent()))
+    own = begin(config, Identity(experiment_name(config), name=name, tags=tags, parent=stage.as_parent()))
     own.log_parameters(about)
     own.log_data_sets(stage.data_sets)
     own.log_metrics(model.metrics)

@@ -12,7 +12,7 @@ from cloc.tracking.identity import SHARED_KEY_TAG, Identity
 from cloc.tracking.parents import as_identity, parent_of_here
 from cloc.tracking.provenance import KEY, common_tags
 from cloc.tracking.runs import STAGE_URI, Run, begin, outbox_variable, recorded
-from cloc.tracking.store import exported
+from cloc.tracking.store import experiment_name, exported
 from cloc.tracking.titles import NAME_VARIABLE
 
 _STATUS = {"SUCCEEDED": "FINISHED", "SKIPPED": "FINISHED", "CANCELED": "KILLED"}
@@ -29,7 +29,7 @@ def pipeline_run(config: TrackingConfig, *, name: str, settings: Mapping[str, An
     """
     tags = {**common_tags(), "cloc.kind": "pipeline"}
     identity = Identity(
-        config.experiment, key_tag=SHARED_KEY_TAG, name=os.environ.get(NAME_VARIABLE) or name, tags=tags
+        experiment_name(config), key_tag=SHARED_KEY_TAG, name=os.environ.get(NAME_VARIABLE) or name, tags=tags
     )
     run = begin(config, identity)
     run.log_settings(settings)
@@ -42,13 +42,22 @@ def pipeline_run(config: TrackingConfig, *, name: str, settings: Mapping[str, An
             run.log_metrics({"speed/wall_seconds": time.monotonic() - started})
 
 
-def begin_pipeline(config: TrackingConfig, *, settings: Mapping[str, Any]) -> None:
+def begin_pipeline(config: TrackingConfig, *, settings: Mapping[str, Any], name: str = "") -> None:
     """The run of a pipeline whose tasks know each other by `CLOC_RUN_KEY` is made where it is missing, with all
-    settings."""
+    settings.
+
+    Args:
+        config: section `tracking`.
+        settings: of all stages.
+        name: that the pipeline's runner gave it; MLFLOW_RUN_NAME goes before it.
+    """
     parent = parent_of_here()
     if not os.environ.get(KEY) or parent is None:
         return
-    run = begin(config, as_identity(parent, experiment=config.experiment))
+    identity = as_identity(parent, experiment=experiment_name(config))
+    if name and not os.environ.get(NAME_VARIABLE):
+        identity = replace(identity, name=name)
+    run = begin(config, identity)
     run.log_settings(settings)
     run.let_go()
 
@@ -67,7 +76,7 @@ def end_pipeline(config: TrackingConfig, *, state: str, reason: str) -> str:
     parent = parent_of_here()
     if parent is None:
         return ""
-    run = begin(config, as_identity(parent, experiment=config.experiment))
+    run = begin(config, as_identity(parent, experiment=experiment_name(config)))
     run.set_tag("cloc.outcome", state)
     if reason:
         run.fail(reason)
@@ -82,7 +91,7 @@ def run_above(config: TrackingConfig) -> Iterator[Run | None]:
     if parent is None:
         yield None
         return
-    run = begin(config, replace(as_identity(parent, experiment=config.experiment), made_here=False))
+    run = begin(config, replace(as_identity(parent, experiment=experiment_name(config)), made_here=False))
     try:
         yield run
     finally:

@@ -8,7 +8,7 @@ from cloc.config.schema import TrackingConfig
 from cloc.errors import ConfigError
 from cloc.tracking.recorded import Family, Recorded, recorded
 from cloc.tracking.registered import download
-from cloc.tracking.store import asked, connect, existing, tracking_uri
+from cloc.tracking.store import asked, connect, existing, experiment_name, experiment_of, tracking_uri
 
 LATEST = "latest"
 """Stands for the newest run of a pipeline, or of a stage that belongs to none."""
@@ -32,7 +32,7 @@ class Reader:
         self.uri = existing(tracking_uri(config))
         self._client = connect(self.uri)
         with asked(self.uri, "cannot be read", hint="set tracking.uri or MLFLOW_TRACKING_URI"):
-            found = [self._client.get_experiment_by_name(config.experiment)]
+            found = [experiment_of(self._client, experiment_name(config))]
             if everywhere:
                 found = list(self._experiments())
         if found == [None]:

@@ -26,7 +26,7 @@ from cloc.tracking.parents import parent_of_here
 from cloc.tracking.provenance import common_tags
 from cloc.tracking.records import OWN_ARTIFACTS, OWN_EXPERIMENT, Record
 from cloc.tracking.rows import NO_METRICS, Row, left_out, metric_name, names_of, now, row_batches
-from cloc.tracking.store import STORE_VARIABLE, exported, tracking_uri
+from cloc.tracking.store import STORE_VARIABLE, experiment_name, exported, tracking_uri
 from cloc.tracking.titles import NAME_VARIABLE
 from cloc.tracking.troubles import is_away, shown, unusable
 
@@ -273,7 +273,7 @@ def stage_run(config: TrackingConfig, *, stage: str, settings: Mapping[str, Any]
     """
     tags, parent = {**common_tags(), "cloc.kind": "stage", "cloc.stage": stage}, parent_of_here()
     given = "" if parent else os.environ.get(NAME_VARIABLE, "")
-    run = begin(config, Identity(config.experiment, name=given or name or stage, tags=tags, parent=parent))
+    run = begin(config, Identity(experiment_name(config), name=given or name or stage, tags=tags, parent=parent))
     run.log_settings(settings)
     known = {STAGE_RUN: run.reference, STAGE_URI: run.uri, **outbox_variable()}
     with recorded(run), exported(known), sampled(lambda row: run.log_rows([row])):

@@ -13,7 +13,7 @@ from cloc.tracking.troubles import HINT, first_line, is_away, reason, shown, unu
 
 DEFAULT_STORE = "sqlite:///mlflow.db"
 _SQLITE = "sqlite:///"
-STORE_VARIABLE = "MLFLOW_TRACKING_URI"
+STORE_VARIABLE, _BY_ID = "MLFLOW_TRACKING_URI", "id:"
 ARTIFACTS_VARIABLE = "MLFLOW_DEFAULT_ARTIFACT_ROOT"
 """Folder or s3:// prefix for the artifacts of experiments that are made in a database without a server."""
 # Trying again is ours to do, and seen: MLflow's own retries take minutes, and PostgreSQL's have no limit.
@@ -58,7 +58,7 @@ def open_store(config: TrackingConfig) -> tuple[Any, str, str]:
     uri = tracking_uri(config)
     try:
         client = reachable(uri)
-        return client, uri, experiment_id(client, config.experiment, uri=uri)
+        return client, uri, experiment_id(client, experiment_name(config), uri=uri)
     except Exception as error:
         if is_away(error):
             raise ConfigError(
@@ -113,11 +113,28 @@ def _ask_database(uri: str) -> None:
     engine.dispose()
 
 
+def experiment_name(config: TrackingConfig) -> str:
+    """The experiment to use, for `experiment_of`: the settings'; where they have the default, MLFLOW_EXPERIMENT_ID's or
+    MLFLOW_EXPERIMENT_NAME's."""
+    if config.experiment != TrackingConfig().experiment:
+        return config.experiment
+    if number := os.environ.get("MLFLOW_EXPERIMENT_ID"):
+        return f"{_BY_ID}{number}"
+    return os.environ.get("MLFLOW_EXPERIMENT_NAME") or config.experiment
+
+
+def experiment_of(client: Any, name: str) -> Any:
+    """An experiment by what `experiment_name` gives; None where there is none of that name."""
+    if name.startswith(_BY_ID):
+        return client.get_experiment(name.removeprefix(_BY_ID))
+    return client.get_experiment_by_name(name)
+
+
 def experiment_id(client: Any, name: str, *, uri: str) -> str:
     """Id of the experiment of that name, which is made where it is missing."""
     from mlflow.exceptions import MlflowException
 
-    found = client.get_experiment_by_name(name)
+    found = experiment_of(client, name)
     if found is None:
         root = "" if uri.startswith("http") else os.environ.get(ARTIFACTS_VARIABLE, "")  # a server has its own
         place = f"{root.rstrip('/')}/{re.sub(r'[^A-Za-z0-9_.-]', '_', name)}" if root else None

@@ -16,6 +16,7 @@ WIDTH = 100
 _NARROW = 90  # columns below which who, code and data are left to `show`
 _ID, _COMMIT, _DIGEST = 8, 8, 8  # characters shown
 _FIGURES = 4  # shown of a run in the list
+_READER_SLASHES = 4  # in eval/<protocol>/<data set>/<reader>/<figure>
 _COLORS = {"FINISHED": "green", "FAILED": "red", "KILLED": "red", "RUNNING": "yellow"}
 _HEADER = ("run", "name", "started", "seconds", "status", "by", "commit", "data", "figures", "reason")
 
@@ -187,11 +188,14 @@ def _sections(told: Mapping[str, Any]) -> Iterator[Any]:
             usual = "(no such setting)" if pair["usual"] is None else pair["usual"]
             table.add_row(_text(name), _text(pair["value"]), _text(usual, "dim"))
         yield table
+    metrics = {name: value for name, value in sorted(told["metrics"].items()) if not _of_a_reader(name)}
+    left = len(told["metrics"]) - len(metrics)
+    title = "Metrics" + (f" (and {left} of single readers of regions: --json)" if left else "")
     pairs = {
         "Data sets": told["data_sets"],
-        "Metrics": {name: number(value) for name, value in sorted(told["metrics"].items())},
+        title: {name: number(value) for name, value in metrics.items()},
         "Outputs": told["outputs"],
-        "Kept in MLflow": dict.fromkeys(told["artifacts"], ""),
+        "Kept in MLflow": {", ".join(told["artifacts"]): ""} if told["artifacts"] else {},
     }
     for title, values in pairs.items():
         if values:
@@ -202,6 +206,11 @@ def _sections(told: Mapping[str, Any]) -> Iterator[Any]:
                 table.add_row(_text(name), _text(value))
             yield table
     yield _text("Links", "bold")
+
+
+def _of_a_reader(name: str) -> bool:
+    """Whether a metric is of one way to read regions; the best one's stands without a name of it, too."""
+    return name.startswith("eval/") and name.count("/") == _READER_SLASHES
 
 
 def _lines(told: Mapping[str, Any]) -> list[tuple[str, Any]]:

@@ -157,7 +157,7 @@ class _Run:
             elif _unexpected(path, names):
                 yield _extra(entry.path)
         for shard in waiting.values():
-            yield partial(self.shards.missing, shard, shard.path, storage)
+            yield partial(self.shards.missing, shard, shard.path, storage, hashed=shard.name in self.hashed)
         for table, found in seen.items():
             if found:
                 for name in sorted(names.keys() - found):
@@ -176,7 +176,7 @@ class _Run:
                 if entry.path in waiting:
                     yield self._shard(waiting.pop(entry.path), entry, storage)
             for name, shard in waiting.items():
-                yield partial(self.shards.missing, shard, name, storage)
+                yield partial(self.shards.missing, shard, name, storage, hashed=shard.name in self.hashed)
 
     def _labels(self, table: Table, root: Storage, names: Mapping[str, Shard]) -> Iterator[Outcome | Look]:
         """A root of tables that labelling wrote: it has one for each shard."""

@@ -57,11 +57,9 @@ class ShardCheck:
             return _verified(shard, Way.RECORD)
         return lambda: self._hash(shard, entry, storage, known=known)
 
-    def missing(self, shard: Shard, path: str, storage: Storage) -> Outcome:
+    def missing(self, shard: Shard, path: str, storage: Storage, *, hashed: bool) -> Outcome:
         """A shard that is not in the listing."""
-        found = Difference(
-            Kind.MISSING, shard.path, detail=self._older(shard, path, storage, read=not self.stop.is_set())
-        )
+        found = Difference(Kind.MISSING, shard.path, detail=self._older(shard, path, storage, read=hashed))
         return Outcome((found,), shards=1, bytes=shard.bytes)
 
     def _wrong_size(self, shard: Shard, entry: Entry, storage: Storage, *, hashed: bool) -> Outcome:

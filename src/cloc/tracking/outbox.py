@@ -13,7 +13,7 @@ from cloc.tracking.store import absolute
 from cloc.tracking.troubles import Away, Refused, shown
 
 _INTERVAL, _MOST_INTERVALS = 5.0, 16
-_LAST_PAUSES = (0.0, 1.0, 2.0)  # before each of the last tries, in seconds
+_LAST_PAUSES, _LAST_SECONDS = (0.0, 1.0, 2.0), 5.0  # before each of the last tries; the time in which they begin
 
 
 class Outbox:
@@ -116,8 +116,9 @@ class Outbox:
         self._over.set()
         if self._thread:
             self._thread.join(_INTERVAL * 4)
+        end = time.monotonic() + _LAST_SECONDS
         for pause in _LAST_PAUSES if last_try else ():
-            if self._pending:
+            if self._pending and time.monotonic() < end:
                 time.sleep(pause)
                 self._try()
         with self._lock:

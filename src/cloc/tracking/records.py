@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from cloc.tracking.identity import Identity, resolve
-from cloc.tracking.rows import Row, first_metric, metric_name, metrics_of
-from cloc.tracking.store import experiment_id, reachable
+from cloc.tracking.rows import Point, Row, first_metric, metric_name, points_of
+from cloc.tracking.store import experiment_id, log_points, reachable
 from cloc.tracking.troubles import Away, judged
 
 Record = Mapping[str, Any]
@@ -114,13 +114,11 @@ class Teller:
         return value.replace(OWN_EXPERIMENT, str(experiment))
 
     def _points(self, records: Sequence[Record]) -> None:
-        from mlflow.entities import Metric
-
-        self._metrics([Metric(*item) for record in records for item in record["values"]])
+        self._log_points([tuple(item) for record in records for item in record["values"]])
 
     def _rows(self, records: Sequence[Record]) -> None:
         rows = [row for record in records for row in record["rows"] if not self._has(row)]
-        self._metrics([metric for row in rows for metric in metrics_of(row)])
+        self._log_points([point for row in rows for point in points_of(row)])
         for row in rows:
             self._steps[first_metric(row)].add(int(row["step"]))
 
@@ -132,9 +130,9 @@ class Teller:
             self._steps[name] = {item.step for item in history}
         return int(row["step"]) in self._steps[name]
 
-    def _metrics(self, metrics: Sequence[Any]) -> None:
-        for start in range(0, len(metrics), _AT_ONCE):
-            self._client.log_batch(self.run_id, metrics=metrics[start : start + _AT_ONCE])
+    def _log_points(self, points: Sequence[Point]) -> None:
+        for start in range(0, len(points), _AT_ONCE):
+            log_points(self._client, self.run_id, points[start : start + _AT_ONCE], uri=self.uri)
 
     def _dataset(self, records: Sequence[Record]) -> None:
         from mlflow.entities import Dataset, DatasetInput, InputTag

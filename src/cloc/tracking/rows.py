@@ -1,9 +1,9 @@
 """Rows of metrics, as points of MLflow's curves."""
 
+import functools
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 NO_METRICS = frozenset({"step", "seconds", "timestamp"})
 _BATCH = 900
@@ -13,6 +13,9 @@ BY_SAMPLES = "by_samples/"
 
 Row = Mapping[str, float]
 """Metrics of a step: {"step": ..., "timestamp": milliseconds since 1970, NAME: value, ...}; "seconds" is not logged."""
+
+Point = tuple[str, float, int, int]
+"""Name, value, milliseconds since 1970, step."""
 
 
 def now() -> int:
@@ -30,15 +33,13 @@ def first_metric(row: Row) -> str:
     return next(iter(names_of(row)), "")
 
 
-def metrics_of(row: Row) -> Any:
+def points_of(row: Row) -> list[Point]:
     """A row's metrics, against its step; losses and evaluations against its samples as well."""
-    from mlflow.entities import Metric
-
     names, step, moment = names_of(row), int(row["step"]), int(row.get("timestamp") or now())
-    found = [Metric(metric_name(name), float(row[name]), moment, step) for name in names]
+    found = [(metric_name(name), float(row[name]), moment, step) for name in names]
     if "samples" in row:
         found += [
-            Metric(metric_name(f"{BY_SAMPLES}{name}"), float(row[name]), moment, int(row["samples"]))
+            (metric_name(f"{BY_SAMPLES}{name}"), float(row[name]), moment, int(row["samples"]))
             for name in names
             if name.startswith(("loss/", "eval/"))
         ]
@@ -69,6 +70,7 @@ def row_batches(rows: Sequence[Row]) -> Iterator[list[Row]]:
         yield batch
 
 
+@functools.lru_cache(maxsize=16_384)  # the same hundreds, step after step
 def metric_name(name: str) -> str:
     """A name with the characters alone that MLflow takes, and as many of them."""
     return "".join(c if c.isalnum() or c in "_-. /" else "_" for c in name)[:_NAME_LIMIT]

@@ -2,17 +2,18 @@
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from cloc.config.schema import TrackingConfig
 from cloc.errors import ConfigError
+from cloc.tracking.rows import Point
 from cloc.tracking.troubles import HINT, first_line, is_away, reason, shown, unusable
 
 DEFAULT_STORE = "sqlite:///mlflow.db"
-_SQLITE = "sqlite:///"
+_SQLITE, _LOG_BATCH = "sqlite:///", "/api/2.0/mlflow/runs/log-batch"
 STORE_VARIABLE, _BY_ID = "MLFLOW_TRACKING_URI", "id:"
 ARTIFACTS_VARIABLE = "MLFLOW_DEFAULT_ARTIFACT_ROOT"
 """Folder or s3:// prefix for the artifacts of experiments that are made in a database without a server."""
@@ -145,6 +146,25 @@ def experiment_id(client: Any, name: str, *, uri: str) -> str:
             if found is None:
                 raise
     return str(found.experiment_id)
+
+
+def log_points(client: Any, run_id: str, points: Sequence[Point], *, uri: str) -> None:
+    """Logs metrics, at most 1,000.
+
+    To a server by its REST API itself: MLflow's client makes several objects of each number, and 300 of them take 15 ms
+    of the processor, as JSON one.
+    """
+    if uri.startswith("http"):
+        from mlflow.utils.credentials import get_default_host_creds
+        from mlflow.utils.rest_utils import http_request_safe
+
+        metrics = [{"key": key, "value": value, "timestamp": at, "step": step} for key, value, at, step in points]
+        body = {"run_id": run_id, "metrics": metrics}
+        http_request_safe(get_default_host_creds(uri), _LOG_BATCH, "POST", json=body)
+    else:
+        from mlflow.entities import Metric
+
+        client.log_batch(run_id, metrics=[Metric(*point) for point in points])
 
 
 @contextmanager

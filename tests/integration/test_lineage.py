@@ -123,6 +123,7 @@ def test_a_registered_model_goes_back_to_all_of_it(world: World) -> None:
     assert found["regions"].told == f"regions: 32 on 16 images, digest {regions['digest']}"
     assert found["captioner"].told == found["detector"].told == "people: the data's own annotations"
     assert "checks passed on 16 images" in found["validation"].told
+    assert found["validation"].source.endswith("which read tables of these digests")
     assert found["pipeline"].told.startswith(f"{world.parent[:8]} (toy, ")
     assert all(node.source for node in root.everything() if node.told != NOT_RECORDED)
 

@@ -57,7 +57,7 @@ def begin_pipeline(config: TrackingConfig, *, settings: Mapping[str, Any], name:
     identity = as_identity(parent, experiment=experiment_name(config))
     if name and not os.environ.get(NAME_VARIABLE):
         identity = replace(identity, name=name)
-    run = begin(config, identity)
+    run = begin(config, identity, attached=True)
     run.log_settings(settings)
     run.let_go()
 
@@ -91,7 +91,9 @@ def run_above(config: TrackingConfig) -> Iterator[Run | None]:
     if parent is None:
         yield None
         return
-    run = begin(config, replace(as_identity(parent, experiment=experiment_name(config)), made_here=False))
+    run = begin(
+        config, replace(as_identity(parent, experiment=experiment_name(config)), made_here=False), attached=True
+    )
     try:
         yield run
     finally:

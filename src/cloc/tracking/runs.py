@@ -226,14 +226,19 @@ def _holds_figures(folder: Path) -> bool:
     return bool(files) and known and sum(path.stat().st_size for path in files) <= _ARTIFACT_LIMIT
 
 
-def begin(config: TrackingConfig, identity: Identity) -> Run:
+def begin(config: TrackingConfig, identity: Identity, *, attached: bool = False) -> Run:
     """Begins to record a run, which is found or made at once where the store answers.
+
+    Args:
+        config: section `tracking`.
+        identity: of the run.
+        attached: whether it goes on when recording ends here.
 
     Raises:
         ConfigError: the store can never be used as it is.
     """
     uri = tracking_uri(config)
-    outbox = Outbox(identity, uri)
+    outbox = Outbox(identity, uri, attached=attached)
     try:
         outbox.send()
     except Exception as error:

@@ -69,10 +69,21 @@ class Server:
 
 
 @contextmanager
-def running(settings: Settings, *, index: bool = True) -> Iterator[Server]:
-    """Serves until the end of the block; with data, the index is whole at its beginning unless told otherwise."""
+def running(settings: Settings, *, index: bool = True, grace: int = 60) -> Iterator[Server]:
+    """Serves until the end of the block; with data, the index is whole at its beginning unless told otherwise.
+
+    Args:
+        grace: seconds that answers may take at the end.
+    """
     with opened(settings) as made:
-        config = uvicorn.Config(made.app, host="127.0.0.1", port=0, log_level="warning", lifespan="off")
+        config = uvicorn.Config(
+            made.app,
+            host="127.0.0.1",
+            port=0,
+            log_level="warning",
+            lifespan="off",
+            timeout_graceful_shutdown=grace,
+        )
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run)
         thread.start()

@@ -201,6 +201,29 @@ def test_a_full_queue_refuses_and_what_was_taken_is_answered(
         assert _classify(server, "CLOC", image).status == 200
 
 
+def test_what_takes_too_long_at_the_end_is_told_so(models: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    computing, release, embed = threading.Event(), threading.Event(), EvaluatedModel.embed_texts
+
+    def slow(*args: Any, **options: Any) -> Any:
+        computing.set()
+        release.wait(60)
+        return embed(*args, **options)
+
+    def ask(server: Server, image: str) -> Answer:
+        try:
+            return _classify(server, "CLOC", image)
+        finally:
+            release.set()
+
+    monkeypatch.setattr(EvaluatedModel, "embed_texts", slow)
+    with ThreadPoolExecutor(1) as clients:
+        with running(Settings({"CLOC": models["CLOC"]}, cache="none"), grace=1) as server:
+            asked = clients.submit(ask, server, server.upload(photo()))
+            assert computing.wait(60)
+        answer = asked.result()
+    assert (answer.status, answer.json) == (503, {"error": "the server ends"})
+
+
 # Limits and the door
 
 
@@ -240,6 +263,14 @@ def test_what_cannot_be_asked_is_said(server: Server, path: str, body: Any, stat
     answer = server.post(path, None if body is None else {"model": "CLOC", **image, **known, **body})
     assert (answer.status, reason in answer.json["error"]) == (status, True), answer.body
     assert "\n" not in answer.json["error"]
+
+
+@pytest.mark.parametrize(
+    ("body", "kind"), [(b"{bad", "application/json"), (b"[1]", "application/json"), (b"{}", "text/plain")]
+)
+def test_a_body_that_is_no_json_is_said(server: Server, body: bytes, kind: str) -> None:
+    answer = server.request("POST", "/api/find", body, {"content-type": kind})
+    assert answer.json == {"error": "the body is no JSON object sent as application/json"}
 
 
 @pytest.mark.parametrize(

@@ -198,6 +198,10 @@ def test_a_file_that_is_no_picture_is_said(page: Page, tmp_path: Path) -> None:
         "the file: not an image (jpeg, png, webp)"
     )
     page.problems.clear()  # the browser notes the refusal
+    with (tmp_path / "large.jpg").open("wb") as file:
+        file.truncate(20 * 2**20 + 1)
+    page.drop_file("#drop", tmp_path / "large.jpg")
+    page.wait("document.querySelector('#problem').textContent === 'large.jpg: larger than 20 MiB'")
     page.click("#samples button")
     page.wait("document.querySelector('#problem').hidden")
 

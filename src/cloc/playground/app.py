@@ -129,8 +129,8 @@ async def _defect(request: Request, error: Exception) -> JSONResponse:
 
 def _first(found: Sequence[Any]) -> str:
     """What is wrong with a body, in one line: the first of it, without what the client wrote."""
-    if found[0]["type"] == "json_invalid":
-        return "the body is no JSON"
+    if found[0]["type"] in ("json_invalid", "model_attributes_type"):
+        return "the body is no JSON object sent as application/json"
     place = ".".join(str(part) for part in found[0]["loc"] if part != "body")
     reason = str(found[0]["msg"]).removeprefix("Value error, ")
     more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""

@@ -20,6 +20,7 @@ from cloc.playground.meters import Meters
 
 UPLOAD = "/api/images"
 _READS = ("GET", "HEAD")
+_UNANSWERED = 500  # what uvicorn answers where the application does not
 _READ_ON = 10  # times the limit that a body which is too large is read on, so that its sender is told
 _HEADERS = {
     "content-security-policy": (
@@ -50,7 +51,7 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        started, status = time.perf_counter(), 500
+        started, status = time.perf_counter(), _UNANSWERED
         body = _Body(self, receive, limit=limits.IMAGE_BYTES if scope["path"] == UPLOAD else limits.BODY_BYTES)
 
         async def answer(message: Message) -> None:
@@ -70,6 +71,9 @@ class Guard:
                     await self._app(scope, body.receive, answer)
                 else:
                     await refusal(scope, receive, answer)
+            except asyncio.CancelledError:  # the server ends, and has waited for this answer as long as it does
+                if status == _UNANSWERED:
+                    await JSONResponse({"error": "the server ends"}, 503)(scope, receive, answer)
             finally:
                 self._arriving -= body.bytes
                 route = getattr(scope.get("route"), "path", "other")

@@ -11,7 +11,8 @@ const TABS = ["name", "find", "search"];
 const TYPING = 450; // milliseconds without a key before what is typed is asked
 const RETRIES = 4;
 const STRIP = 24; // samples shown at a time
-const MOST_REGIONS = 32;
+const MOST_REGIONS = Number(page.dataset.regions);
+const MOST_MIB = Number(page.dataset.fileMib);
 
 const state = { models: [], tab: "name", image: null, source: null, shown: null, asked: null, first: 0, total: 0, sample: -1, readers: { name: {}, find: {} } };
 const board = new Board($("board"), regionsChanged, MOST_REGIONS);
@@ -86,7 +87,9 @@ async function take(source, caption = "", region = null) {
 }
 
 function openFile(file) {
-  if (file) take({ file });
+  if (!file) return;
+  if (file.size > MOST_MIB * 2 ** 20) tell(new Failure(`${file.name}: larger than ${MOST_MIB} MiB`));
+  else take({ file });
 }
 
 $("file").addEventListener("change", (event) => {

@@ -13,6 +13,7 @@ from cloc.tracking.names import eval_name
 from cloc.tracking.records import OWN_EXPERIMENT
 
 _VIEW_TAG, _MADE = "mlflow.sharedViewState.", 1_767_225_600_000  # milliseconds since 1970: a view says when it was made
+_WIDTH = 210  # pixels, for the name of a metric
 _CHARTED = "mlflow.experiment.primaryMetric."
 
 
@@ -48,6 +49,7 @@ class View:
             "orderByKey": f"metrics.`{self.order}`" if self.order else "attributes.start_time",
             "orderByAsc": False,
             "selectedColumns": [f"{kind}.`{name}`" for kind, name in self.columns],
+            "columnWidths": {f"{kind}.`{name}`": _WIDTH for kind, name in self.columns if kind == "metrics"},
             "runsHiddenMode": "FIRST_20_RUNS",
             "hideEmptyCharts": True,
         }
@@ -73,7 +75,7 @@ def views(data_set: str) -> tuple[View, ...]:
     return (
         View(
             "cloc-models", "Models side by side", "model",
-            [*figures, ("params", "objective"), ("params", "steps"), ("attributes", "Dataset")], order=headline[0],
+            [*figures, ("params", "objective"), ("params", "steps")], order=headline[0],
         ),
         View(
             "cloc-pipelines", "Pipelines, with their headline", "pipeline",
@@ -109,7 +111,7 @@ def experiment_tags(data_set: str) -> dict[str, str]:
 
 
 def _note(shown: Sequence[View]) -> str:
-    page = f"#/experiments/{OWN_EXPERIMENT}/runs?viewStateShareKey="
+    page = f"#/experiments/{OWN_EXPERIMENT}/runs?workflowType=machine_learning&viewStateShareKey="
     rows = [f"| [{view.name}]({page}{view.key}) | ``{view.filter}`` |" for view in shown]
     return "\n".join(
         [

@@ -1,7 +1,7 @@
 """What a store has not acknowledged, on disk: a folder for each run in the outbox.
 
-    .cloc/outbox/<started>-<key>/journal.jsonl   the store and the run, then records, and marks of what was sent
-    .cloc/outbox/<started>-<key>/files/          copies of artifacts
+    .cloc/outbox/<started>-<random>/journal.jsonl   the store and the run, then records, and marks of what was sent
+    .cloc/outbox/<started>-<random>/files/          copies of artifacts
 
 A process that writes one holds its lock, which goes with the process however it ends: what nobody holds was left
 behind. A record is in the file before it is sent; no file is synchronised: it survives the process, not the machine.
@@ -12,6 +12,8 @@ import fcntl
 import json
 import os
 import shutil
+import sys
+import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -56,7 +58,7 @@ class Journal:
         Raises:
             OSError: the folder cannot be written.
         """
-        folder = outbox() / f"{identity.started}-{identity.key[:8]}{f'-{os.getpid()}' if attached else ''}"
+        folder = outbox() / f"{identity.started}-{uuid.uuid4().hex[:8]}"
         try:
             folder.mkdir(parents=True)
         except FileNotFoundError:  # another process had just removed an outbox that was empty
@@ -74,8 +76,16 @@ class Journal:
         lock = _locked(folder)
         if lock is None:
             return None
+        try:
+            return cls._read(folder, lock)
+        except BaseException:
+            os.close(lock)
+            raise
+
+    @classmethod
+    def _read(cls, folder: Path, lock: int) -> "Journal | None":
         lines = list(_lines(folder / _FILE))
-        if not lines or "uri" not in lines[0]:
+        if not lines:
             os.close(lock)
             return None
         head = lines[0]
@@ -148,7 +158,11 @@ def left_behind() -> Iterator[Journal]:
     for folder in sorted(outbox().glob("*/")):
         try:
             found = Journal.left(folder)
-        except OSError:  # another process was quicker, and it is gone
+        except FileNotFoundError:  # another process was quicker, and it is gone
+            continue
+        except (OSError, LookupError, TypeError, ValueError) as error:
+            said = f"{folder} cannot be delivered: no outbox of this release ({type(error).__name__}: {error})"
+            print(said, file=sys.stderr, flush=True)
             continue
         if found:
             yield found

@@ -70,10 +70,17 @@ def _is_setting(key: str) -> bool:
 
 
 def _check_dvc(words: list[str]) -> None:
+    from dvc.cli import DvcParserError
     from dvc.cli.parser import get_main_parser
 
-    if words:
-        get_main_parser().parse_args(words)  # raises for a verb or an option that there is not
+    parser = get_main_parser()
+    for targets in ([], ["target"], ["target", "target"]):  # prose names a command without them
+        try:
+            assert not words or parser.parse_args([*words, *targets])
+            return
+        except DvcParserError:
+            continue
+    pytest.fail(f"no such verb or option: dvc {' '.join(words)}")
 
 
 def _check_make(words: list[str]) -> None:

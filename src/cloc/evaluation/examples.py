@@ -9,7 +9,7 @@ from cloc.evaluation.gallery import Box, GroundingCard, RegionCard
 from cloc.pages.examples import MOST, Cell, Example, jpeg
 from cloc.pages.pictures import Mark, draw, fit
 
-_SIDE = 480  # longest side, pixels
+_SIDE = 480  # long side, pixels: small images are made larger, so that tags can be read
 _COLORS = {"right": "#00a878", "wrong": "#d5392b", "labelled": "#0090d4", "predicted": "#e69f00"}
 
 
@@ -52,6 +52,6 @@ def _row(key: str, task: str, truth: str, model: str, answer: str, right: bool) 
 
 
 def _drawn(image: Image.Image, boxes: Sequence[Box]) -> bytes:
-    small = fit(image, side=_SIDE, enlarge=False).copy()
+    small = fit(image, side=_SIDE).copy()
     draw(small, [Mark((box.x1, box.y1, box.x2, box.y2), _COLORS[box.kind], box.tag) for box in boxes])
     return jpeg(small)

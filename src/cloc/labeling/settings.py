@@ -91,11 +91,6 @@ def recipe(section: CaptioningConfig | GroundingConfig, data: DataConfig, *, sta
     )
 
 
-def model_digest(folder: str | Path) -> str:
-    """Hash of a labelling model's files, as `Recipe.made_by` has it."""
-    return fingerprint(_files(Path(folder)))
-
-
 def _fitted_on(folder: Path) -> dict[str, Any]:
     """What a teacher was fitted on, as `cloc teachers fit` recorded it beside the model; empty for any other model."""
     try:

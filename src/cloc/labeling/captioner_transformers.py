@@ -187,7 +187,7 @@ class TransformersCaptioner:
 
 def _captioner_config(model: str) -> Any:
     """A checkpoint's configuration. Raises ConfigError when its architecture makes no captions."""
-    config = load(AutoConfig.from_pretrained, model, key=KEY, trust_remote_code=False)
+    config = load(AutoConfig.from_pretrained, model, key=KEY)
     if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
         raise ConfigError(
             f"{KEY}: cannot load {model!r} (a {config.model_type!r} model makes no text of an image); use a captioner "

@@ -38,9 +38,10 @@ def _process_number() -> int:
 
 
 def load(make: Callable[..., _T], model: str, *, key: str, **settings: Any) -> _T:
-    """Calls a `from_pretrained`. Raises ConfigError naming the setting `key` when the checkpoint cannot be loaded."""
+    """Calls a `from_pretrained`, which must run no code of the checkpoint's and ask nobody whether it may. Raises
+    ConfigError naming the setting `key` when the checkpoint cannot be loaded."""
     try:
-        return make(model, **settings)
+        return make(model, trust_remote_code=False, **settings)
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
         raise ConfigError(

@@ -47,7 +47,7 @@ def test_one_training_parameter_trains_and_what_follows(trained: Path) -> None:
     write_params(folder, train__learning_rate="0.0005")
     assert set(ran(run(folder, "dvc", "repro"))) == AFTER
     changed = json.loads(run(folder, "dvc", "metrics", "diff", "--json"))
-    assert "image→text R@1.cloc" in changed["work/figures/metrics.json"] or changed
+    assert changed["work/figures/metrics.json"]
     plots = json.loads(run(folder, "dvc", "plots", "diff", "HEAD", "--json"))
     losses = plots["data"]["Training losses"][0]["content"]
     rows = json.loads(losses)["data"]["values"] if isinstance(losses, str) else losses["data"]["values"]

@@ -24,7 +24,8 @@ class DataSet:
         digest: start of the sha256 of its manifest; of labels the hash of their tables' rows.
         place: folder or `s3://` prefix.
         context: what it served for: "training", "evaluation", "labelling", ...
-        counts: images, shards, rows, as far as they are told without reading everything.
+        counts: images, shards, rows, as far as they are told without reading everything; MLflow keeps those that came
+            first with a name and a digest.
     """
 
     name: str
@@ -78,7 +79,6 @@ def _split(inputs: Mapping[str, Any], split: str, context: str) -> Iterator[Data
         labels = tables_record(dataset, table)
         if labels is not None:
             told = {name: labels["counts"][name] for name in ("rows", "words") if name in labels["counts"]}
-            counts |= {table: told["rows"]} if told else {}
             yield DataSet(table, labels["digest"], labels["place"], context, {**told, "shards": labels["shards"]})
     yield DataSet(_name(record["place"]), record["manifest_sha256"][:_DIGITS], record["place"], context, counts)
 

@@ -132,7 +132,7 @@ def test_a_phrase_is_found_by_both_models(page: Page) -> None:
     page.press("Enter")
     page.wait(IDLE)
     sizes = "[...document.querySelectorAll('.heat img')].map((item) => [item.naturalWidth, item.naturalHeight])"
-    assert page.evaluate(sizes) == [[320, 240], [320, 240]]
+    assert page.evaluate(sizes) == [[800, 600], [800, 600]]
     assert page.evaluate(
         "[...document.querySelectorAll('.model')].map((m) => m.querySelectorAll('.found').length)"
     ) == [

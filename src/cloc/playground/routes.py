@@ -224,7 +224,7 @@ def _ranking(labels: list[str], cosines_T: Floats, *, scale: float) -> list[sche
 
 
 def _painted(picture: Picture, heat: heatmap.Heat) -> str:
-    return data_url(heatmap.paint(fit(picture.image, side=_HEAT, enlarge=False), heat))
+    return data_url(heatmap.paint(fit(picture.image, side=_HEAT), heat))
 
 
 def _state(service: Service) -> schemas.State:

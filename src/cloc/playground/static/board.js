@@ -5,7 +5,8 @@ export const COLORS = ["#0090d4", "#e69f00", "#00a878", "#cc79a7", "#8e6fd8", "#
 const HANDLE = 9; // pixels around a corner that take hold of it
 const SMALLEST = 0.01; // of a drawn box; a smaller drag is a click
 const STEP = 0.01; // of an arrow key
-const TALLEST = 0.62; // share of the window's height
+const TALLEST = 0.55; // share of the window's height that the picture takes
+const LARGEST = 8; // times that a small picture is enlarged
 
 export const color = (number) => COLORS[number % COLORS.length];
 const clamp = (value, low = 0, high = 1) => Math.min(high, Math.max(low, value));
@@ -122,7 +123,7 @@ export class Board {
     if (!this.picture) return;
     const room = this.canvas.parentElement.clientWidth;
     const { naturalWidth, naturalHeight } = this.picture;
-    const scale = Math.min(room / naturalWidth, (TALLEST * window.innerHeight) / naturalHeight, 3);
+    const scale = Math.min(room / naturalWidth, (TALLEST * window.innerHeight) / naturalHeight, LARGEST);
     const [width, height] = [naturalWidth * scale, naturalHeight * scale];
     const dense = window.devicePixelRatio || 1;
     this.canvas.style.width = `${width}px`;

@@ -1,7 +1,7 @@
 // The page: what is shown, what is asked, and what came back.
 
 import { Board } from "./board.js";
-import { element, found, hits, rankings, tag } from "./results.js";
+import { element, found, hits, isWhole, rankings, tag } from "./results.js";
 
 const $ = (id) => document.getElementById(id);
 const page = $("page");
@@ -284,8 +284,7 @@ async function postAgain(path, body, signal) {
 }
 
 function pickHit(hit) {
-  const whole = hit.box.every((side, number) => side === [0, 0, 1, 1][number]);
-  take({ sample: hit.sample }, hit.text, whole ? null : { box: hit.box });
+  take({ sample: hit.sample }, hit.text, isWhole(hit.box) ? null : { box: hit.box });
   $("picture-title").scrollIntoView({ block: "nearest" });
 }
 

@@ -71,13 +71,15 @@ export function found(answer, phrase, colors) {
   return [shot, scale, element("p", { class: "soft small found-says" }, says)];
 }
 
+export const isWhole = ([x1, y1, x2, y2]) => x1 === 0 && y1 === 0 && x2 === 1 && y2 === 1;
+
 // Regions of the data that were found; a click takes the picture.
 export function hits(answer, take) {
   if (!answer.results.length) return [element("p", { class: "soft" }, "Nothing was found.")];
   const grid = element("div", { class: "hits" });
   for (const hit of answer.results) {
     const shot = element("span", { class: "shot" }, element("img", { src: `/api/samples/${hit.sample}/thumbnail`, alt: "", loading: "lazy" }), mark(hit.box));
-    const says = element("span", { class: "says" }, element("span", { class: "untrusted" }, hit.text || " "), element("span", { class: "score" }, hit.score.toFixed(3)));
+    const says = element("span", { class: "says" }, element("span", { class: "untrusted" }, hit.text || (isWhole(hit.box) ? "the whole picture" : " ")), element("span", { class: "score" }, hit.score.toFixed(3)));
     const button = element("button", { type: "button", "aria-label": `Take picture ${hit.sample}${hit.text ? `, ${hit.text}` : ""}, cosine ${hit.score.toFixed(3)}` }, shot, says);
     button.addEventListener("click", () => take(hit));
     grid.append(button);

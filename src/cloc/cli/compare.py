@@ -20,7 +20,7 @@ _SECTIONS = {"config": "Settings", "data": "Data", "code": "Code", "metrics": "M
 _WIDTH = 100
 
 
-@click.command()
+@click.command(short_help="What differs between runs: settings, data, code, figures.")
 @click.argument("runs", nargs=-1, required=True, metavar="RUN RUN...")
 @click.option("--all", "everything", is_flag=True, help="Also what is equal, and metrics of some runs.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")

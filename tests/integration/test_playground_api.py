@@ -178,7 +178,7 @@ def test_a_full_queue_refuses_and_what_was_taken_is_answered(
         release.wait(60)
         return embed(*args, **options)
 
-    monkeypatch.setattr(limits, "QUEUE", 3)
+    monkeypatch.setattr(limits, "TEXTS_QUEUE", 3)
     monkeypatch.setattr(EvaluatedModel, "embed_texts", slow)
     only = {"CLOC": models["CLOC"]}
     with running(Settings(only, cache="none")) as server, ThreadPoolExecutor(10) as clients:
@@ -399,11 +399,17 @@ def test_an_index_that_is_not_whole_is_said(models: dict[str, str], make_dataset
 # The end
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "code", "host", "warning"),
+    [
+        (signal.SIGTERM, 0, "127.0.0.1", ""),
+        (signal.SIGINT, 130, "0.0.0.0", "warning: bound to 0.0.0.0: everybody who reaches this machine can use"),
+    ],
+)
 def test_a_signal_ends_it_after_what_is_being_answered(
-    number: signal.Signals, code: int, models: dict[str, str], tmp_path: Path
+    number: signal.Signals, code: int, host: str, warning: str, models: dict[str, str], tmp_path: Path
 ) -> None:
-    command = [sys.executable, "-c", "from cloc.cli import main; main()", "playground", "--port", "0"]
+    command = [sys.executable, "-c", "from cloc.cli import main; main()", "playground", "--port", "0", "--host", host]
     body = photo()
     process = subprocess.Popen(
         [*command, "--model", f"CLOC={models['CLOC']}", "--data", write_dataset(tmp_path / "data", 4)],
@@ -414,7 +420,8 @@ def test_a_signal_ends_it_after_what_is_being_answered(
     )
     try:
         assert process.stdout is not None
-        found = re.search(r"http://127\.0\.0\.1:(\d+) \(CLOC\); Ctrl-C ends it", process.stdout.readline())
+        assert not warning or process.stdout.readline().startswith(warning)
+        found = re.search(rf"http://{host}:(\d+) \(CLOC\); Ctrl-C ends it", process.stdout.readline())
         assert found, process.stderr and process.stderr.read()
         server = Server(int(found[1]), None)
         assert server.get("/health").status == 200

@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+import json
 import socket
 import threading
 from collections.abc import Callable, Sequence
@@ -14,6 +15,7 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
+from cloc import CLOC
 from cloc.cli.playground import playground
 from cloc.errors import ConfigError, DataError
 from cloc.evaluation.cache import FeatureCache
@@ -24,7 +26,7 @@ from cloc.playground.engine import Engine
 from cloc.playground.index import WHOLE, Indexer, windows
 from cloc.playground.meters import Meters
 from cloc.playground.pictures import Shelf, read_picture
-from tests.evaluated_models import write_model
+from tests.evaluated_models import write_model, write_public
 
 
 def jpeg(size: tuple[int, int] = (64, 48), color: str = "red") -> bytes:
@@ -283,6 +285,44 @@ def test_a_large_index_is_a_graph_that_is_kept(
     best = exact.search(query_E, 5)
     assert [hit.score for hit in graph.search(query_E, 5)] == pytest.approx([hit.score for hit in best], abs=1e-4)
     assert [hit.score for hit in kept.search(query_E, 5)] == pytest.approx([hit.score for hit in best], abs=1e-4)
+
+
+def test_a_model_that_was_trained_with_points_is_asked_by_them(tmp_path: Path) -> None:
+    folder = Path(write_model(tmp_path / "cloc", "cloc"))
+    config = json.loads((folder / "config.json").read_text())
+    config["cloc"]["points"] = True
+    (folder / "config.json").write_text(json.dumps(config))
+    (model,) = load_models({"CLOC": str(folder)}, device="cpu")
+    body, point, box = jpeg((90, 60)), (0.7, 0.4), (0.1, 0.2, 0.6, 0.9)
+    picture = read_picture(body)
+    assert not isinstance(picture, str)
+    with ThreadPoolExecutor(1) as pool:
+        engine = Engine(model, pool, largest=8, meters=Meters())
+        assert engine.takes_points
+        read = asyncio.run(engine.read(picture, [point, box], "prompter"))
+    encoded = CLOC.from_pretrained(folder).encode(Image.open(io.BytesIO(body)))
+    np.testing.assert_allclose(read.embeds[:1], encoded.embed(points=[point]), atol=1e-4)
+    np.testing.assert_allclose(read.embeds[1:], encoded.embed([box]), atol=1e-4)
+
+
+def test_a_public_siglip_reads_regions_and_shows_heat(tmp_path: Path) -> None:
+    (model,) = load_models({"SigLIP": write_public(tmp_path / "siglip", family="siglip")}, device="cpu")
+    picture = read_picture(jpeg((90, 60)))
+    assert not isinstance(picture, str)
+
+    async def ask(engine: Engine) -> None:
+        for reader in model.readers:
+            read = await engine.read(picture, [(0.1, 0.2, 0.6, 0.9), (0.7, 0.4)], reader)
+            np.testing.assert_allclose(np.linalg.norm(read.embeds, axis=1), 1, atol=1e-5)
+            assert engine.scale(reader) > 1
+        found = await engine.find(picture, "a red box", engine.dense_reader)
+        assert found.box is None
+        assert np.isfinite(found.heat.values_YX).all()
+
+    with ThreadPoolExecutor(1) as pool:
+        engine = Engine(model, pool, largest=8, meters=Meters())
+        assert (engine.reader, engine.dense_reader, engine.takes_points) == ("crop", "masked", False)
+        asyncio.run(ask(engine))
 
 
 def test_windows_cover_the_image() -> None:

@@ -97,15 +97,15 @@ class Engine:
         self._texts: Shelf[Floats] = Shelf(limits.TEXTS_BYTES)
         self._encoded: Shelf[asyncio.Task[EncodedBatch]] = Shelf(limits.ENCODED_BYTES)
 
-        def queue(kind: str, work: Any, *, most: int = largest, limit: int = limits.QUEUE) -> Batcher[Any, Any]:
+        def queue(kind: str, work: Any, *, most: int = largest, limit: int = 0) -> Batcher[Any, Any]:
             tell = meters.batches.labels(model.name, kind).observe
-            made: Batcher[Any, Any] = Batcher(work, pool, largest=most, limit=limit, tell=tell)
+            made: Batcher[Any, Any] = Batcher(work, pool, largest=most, limit=limit or limits.QUEUE, tell=tell)
             meters.waiting.labels(model.name, kind).set_function(lambda: made.waiting)
             return made
 
         self._images: Batcher[npt.NDArray[np.uint8], EncodedBatch] = queue("images", self._encode_images)
         self._crops: Batcher[npt.NDArray[np.uint8], Floats] = queue("crops", self._embed_images)
-        self._words: Batcher[str, Floats] = queue("texts", self._embed_texts)
+        self._words: Batcher[str, Floats] = queue("texts", self._embed_texts, limit=limits.TEXTS_QUEUE)
         self._prompts: Batcher[_Prompt, Floats] = queue("regions", self._read)
         self._searches: Batcher[_Search, Found] = queue("phrases", self._find, most=1, limit=_HEATS)
 

@@ -17,4 +17,5 @@ SAMPLES = 60  # of one list
 PICTURES_BYTES = 512 * MIB  # pictures in memory
 ENCODED_BYTES = 512 * MIB  # of what a model keeps of them
 TEXTS_BYTES = 64 * MIB  # embeddings of texts, a model
-QUEUE = 512  # items that wait for a model, of one kind
+QUEUE = 2048  # items that wait for a model, of one kind: the most regions of 64 requests
+TEXTS_QUEUE = 6400  # the same of texts, which are small: the most labels of 64 requests

@@ -16,6 +16,7 @@ from cloc.evaluation import heatmap
 from cloc.evaluation.models import Reader
 from cloc.pages.pictures import data_url, fit
 from cloc.playground import limits, schemas
+from cloc.playground.collection import Sample
 from cloc.playground.engine import Engine, Floats
 from cloc.playground.guard import UPLOAD
 from cloc.playground.index import Indexer, RegionIndex
@@ -79,7 +80,7 @@ class Service:
             raise HTTPException(503, f"the index of {model} is not there: {reason}", {"retry-after": "5"})
         return indexer.indexes[model]
 
-    def sample(self, number: int) -> Any:
+    def sample(self, number: int) -> Sample:
         """A sample of the data. Raises HTTPException when there is none."""
         samples = self.data().samples
         if number >= len(samples):

@@ -392,8 +392,6 @@ def test_an_index_that_is_not_whole_is_said(models: dict[str, str], make_dataset
         answer = server.post("/api/search", {"model": "CLOC", "text": "a"})
         assert (answer.status, answer.headers["retry-after"]) == (503, "5")
         assert answer.json == {"error": "the index of CLOC is not there: 0 of 4 images are indexed"}
-        assert server.indexer is not None
-        server.indexer.start()
 
 
 # The end

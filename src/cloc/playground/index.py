@@ -116,7 +116,8 @@ class Indexer:
     def stop(self) -> None:
         """Ends after the batch that is computed; what is done is kept."""
         self._stop.set()
-        self._thread.join()
+        if self._thread.ident is not None:  # it has begun
+            self._thread.join()
 
     def wait(self) -> None:
         """Waits for the end of it all."""

@@ -273,6 +273,21 @@ def test_search_finds_the_region_itself(make_dataset: Callable[..., str], engine
     assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
 
 
+def test_data_that_cannot_be_read_is_said(
+    make_dataset: Callable[..., str], engine: Engine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = make_dataset(tmp_path / "data", 8, shard_size=8)
+    (shard,) = Path(data).rglob("*.tar")
+    shard.write_bytes(shard.read_bytes()[:3000])
+    with ThreadPoolExecutor(1) as pool:
+        indexer = Indexer(open_collection(data, limit=8), [engine], pool, FeatureCache(str(tmp_path / "cache")))
+        indexer.start()
+        indexer.wait()
+    assert "images/00000.tar: truncated" in indexer.failure
+    assert f"the index cannot be made: {indexer.failure}\n" in capsys.readouterr().out
+    assert not indexer.indexes
+
+
 def test_a_large_index_is_a_graph_that_is_kept(
     folder: Path, engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

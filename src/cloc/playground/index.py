@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from cloc.errors import DataError
+from cloc.errors import ClocError, DataError
 from cloc.evaluation.cache import FeatureCache
 from cloc.evaluation.encoding import ShardFeatures, encode
 from cloc.evaluation.features import feature_key
@@ -131,7 +131,8 @@ class Indexer:
         except _Stopped:
             pass
         except Exception as error:  # told on the page and in the terminal: naming and finding go on without an index
-            self.failure = f"{type(error).__name__}: {error}".splitlines()[0]
+            kind = "" if isinstance(error, ClocError) else f"{type(error).__name__}: "
+            self.failure = f"{kind}{error}".splitlines()[0]
             print(f"playground: the index cannot be made: {self.failure}", flush=True)
 
     def _list(self) -> list[tuple[Chunk, list[Sample]]]:

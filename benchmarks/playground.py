@@ -1,7 +1,7 @@
 """The playground under many clients: requests a second when models are given batches, over one item at a time.
 
     python benchmarks/playground.py                                # the demo's sizes, random weights (a minute)
-    python benchmarks/playground.py --preset b16 --requests 100
+    python benchmarks/playground.py --preset b16 --requests 50
     python benchmarks/playground.py --model runs/demo/model --clients 8
 
 A request is a picture of its own (a JPEG of 640 x 480 pixels), sent, and one box of it named among five labels of its
@@ -136,7 +136,7 @@ def main() -> None:
     parser.add_argument("--preset", default="demo")
     parser.add_argument("--model", default="", help="folder of a model instead of a preset's sizes")
     parser.add_argument("--clients", type=int, default=50)
-    parser.add_argument("--requests", type=int, default=200, help="of a round")
+    parser.add_argument("--requests", type=int, default=100, help="of a round")
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:

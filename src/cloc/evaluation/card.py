@@ -1,4 +1,4 @@
-"""The model card: what a model is, how good, how it was trained. Markdown with the front matter that Hugging Face reads."""
+"""The model card: what a model is, how good, how it was trained. Markdown with the front matter of Hugging Face."""
 
 import json
 from collections.abc import Iterator, Mapping

@@ -54,6 +54,8 @@ def is_away(error: BaseException) -> bool:
     import requests  # type: ignore[import-untyped]  # its stubs are no dependency of ours
     from sqlalchemy.exc import OperationalError
 
+    if isinstance(error, Away):
+        return True
     chain = list(_chain(error))
     if any(isinstance(item, requests.exceptions.SSLError) for item in chain) or _WRONG.search(str(error)):
         return False

@@ -1,4 +1,4 @@
-"""The data card: what a data set holds, how it was made and how far its labels hold, with Hugging Face's front matter."""
+"""The data card: what a data set holds, how it was made, how far its labels hold; with Hugging Face's front matter."""
 
 import json
 from collections.abc import Iterator

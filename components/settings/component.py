@@ -51,8 +51,8 @@ def settings(
 ):
     """Validates all settings and gives every stage its own, with the hash of its code and of given data.
 
-    The arguments are the pipeline's parameters of the same names, and the name of its run; each output is what a stage's
-    task is given, JSON.
+    The arguments are the pipeline's parameters of the same names, and the name of its run; each output is what a
+    stage's task is given, JSON.
     """
     from cloc.pipeline.component import resolve_parameters
 

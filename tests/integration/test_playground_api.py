@@ -415,6 +415,7 @@ def test_a_signal_ends_it_after_what_is_being_answered(
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "CLOC_CACHE": str(tmp_path / "cache")},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
     )
     try:
         assert process.stdout is not None

@@ -93,7 +93,7 @@ def test_good_data_passes_with_its_numbers(good: Path) -> None:
     }  # fmt: skip
     report = good.parent / "report"
     assert set(result.artifacts.values()) == {
-        str(report / name) for name in ("index.html", "data_docs.html", "validation.json")
+        str(report / name) for name in ("index.html", "data_docs.html", "validation.json", "data_card.md")
     }
     assert (report / "data_docs" / "index.html").is_file()
     body = read_report(good)

@@ -444,12 +444,17 @@ def test_the_outcome_is_recorded_in_the_run_of_the_settings_experiment(
 
 
 def test_an_outcome_that_cannot_be_recorded_is_only_said(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setenv("CLOC_OUTBOX", str(tmp_path))
     told = dsl.PipelineTaskFinalStatus(
         state="FAILED", pipeline_job_resource_name="", pipeline_task_name="CLOC", error_code=None, error_message="x"
     )
     outcome.python_func(status=told, other_settings=[])
-    assert "not recorded: MLflow at http://127.0.0.1:9 cannot be used" in capsys.readouterr().out
+    assert "there is no MLflow run to record it in" in capsys.readouterr().out
+    monkeypatch.setenv("CLOC_RUN_KEY", "run-away")
+    outcome.python_func(status=told, other_settings=[])
+    said = capsys.readouterr()
+    assert "not recorded: MLflow does not answer" in said.out
+    assert "MLflow at http://127.0.0.1:9 takes no records (connection refused)" in said.err

@@ -22,4 +22,7 @@ def record_outcome(*, state: str, task: str, error: str, others: Sequence[str]) 
     except ConfigError as problem:
         print(f"not recorded: {problem}", flush=True)
         return
-    print(f"recorded in the MLflow run {run_id}" if run_id else "there is no MLflow run to record it in", flush=True)
+    if run_id is None:
+        print("there is no MLflow run to record it in", flush=True)
+    else:
+        print(f"recorded in the MLflow run {run_id}" if run_id else "not recorded: MLflow does not answer", flush=True)

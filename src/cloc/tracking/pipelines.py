@@ -62,7 +62,7 @@ def begin_pipeline(config: TrackingConfig, *, settings: Mapping[str, Any], name:
     run.let_go()
 
 
-def end_pipeline(config: TrackingConfig, *, state: str, reason: str) -> str:
+def end_pipeline(config: TrackingConfig, *, state: str, reason: str) -> str | None:
     """Records how a pipeline ended, in its run.
 
     Args:
@@ -71,12 +71,12 @@ def end_pipeline(config: TrackingConfig, *, state: str, reason: str) -> str:
         reason: why it failed; "" where it did not.
 
     Returns:
-        The run's id; "" where it has none, or MLflow is away.
+        The run's id; "" where MLflow is away, None where the pipeline has no run.
     """
     parent = parent_of_here()
     if parent is None:
-        return ""
-    run = begin(config, as_identity(parent, experiment=experiment_name(config)))
+        return None
+    run = begin(config, as_identity(parent, experiment=experiment_name(config)), attached=True)
     run.set_tag("cloc.outcome", state)
     if reason:
         run.fail(reason)

@@ -78,6 +78,7 @@ class StageResult:
         """Reads what `save` wrote; what only earlier releases wrote is left out."""
         body = json.loads((Path(folder) / RESULT_FILE).read_text())
         body["models"] = {name: ModelResult(**model) for name, model in body.get("models", {}).items()}
+        body["headline"] = tuple(body.get("headline", ()))
         return cls(**{item.name: body[item.name] for item in fields(cls) if item.name in body})
 
 

@@ -17,6 +17,7 @@ from cloc.errors import ClocError, ConfigError, DataError
 from cloc.evaluation.comparison import Subject, compare
 from cloc.stage import CONFIG_FILE, StageResult
 from cloc.tracking import Reader
+from tests.conftest import write_dataset
 from tests.evaluations import write_evaluation
 
 
@@ -29,15 +30,14 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[TrackingCon
         weights = folder / f"model{number}"
         weights.mkdir()
         (weights / "model.safetensors").write_bytes(b"weights %d" % number)
-        data = folder / f"data{number}"
-        data.mkdir()
-        (data / "manifest.json").write_text(json.dumps({"images": 100 * number, "shards": [1]}))
+        write_dataset(folder / f"in{number}" / "data" / "train", 4 * number)
+        read = {"data": str(folder / f"in{number}" / "data")}
         report = folder / f"out{number}" / "report"
         write_evaluation(report, {"CLOC": (str(weights), macc)}, seed=number)
         settings = {"train": {"steps": steps, "seed": 0}}
         with tracking.pipeline_run(config, name=f"run {number}", settings=settings):
             with tracking.stage_run(config, stage="pretraining", settings=settings) as run:
-                run.log_inputs({"data": data})
+                run.log_inputs(read, tracking.data_sets(read, splits=["train"], context="training"))
                 run.log_result(StageResult("pretraining", metrics={"loss/total": 3.0 - number}, counts={"images": 7}))
             with tracking.stage_run(config, stage="evaluation", settings={}) as run:
                 artifacts = {name: str(report / name) for name in ("metrics.json", "estimates.safetensors")}
@@ -55,9 +55,9 @@ def test_what_differs_between_two_pipelines(made: tuple[TrackingConfig, Path]) -
     subjects = Subjects(config)
     found = compare([subjects.find("run 1"), subjects.find("run 2")])
     assert {line.name: line.values for line in found.config} == {"train.steps": ("600", "1200")}
-    assert [line.name for line in found.data] == ["evaluation: candidate", "pretraining: data"]
-    assert found.data[1].values[1].endswith("(200 images, 1 shards)")
-    assert {line.name: line.values for line in found.metrics} == {
+    assert [line.name for line in found.data] == ["evaluation: candidate", "pretraining: data/train"]
+    assert found.data[1].values[1].endswith("(8 images, 2 shards)")
+    assert {line.name: line.values for line in found.metrics if line.name != "speed/wall_seconds"} == {
         "pretraining: loss/total": (2.0, 1.0),
         "evaluation: eval/test/mAcc": (0.5, 0.6),
     }
@@ -84,7 +84,7 @@ def test_ids_names_and_what_is_not_there(made: tuple[TrackingConfig, Path], tmp_
         "evaluation": r"run 'evaluation' is one of 2: .* give the start of one's id",
         "nothing": r"run 'nothing': no such folder, and no run of that id or name in the experiment 'cloc' of",
         run.run_id[:3]: "no such folder, and no run",
-        str(folder / "data1"): "nothing that a run wrote",
+        str(folder / "in1/data/train"): "nothing that a run wrote",
     }
     for reference, message in failures.items():
         with pytest.raises(ClocError, match=message) as caught:
@@ -115,9 +115,9 @@ def test_folders(made: tuple[TrackingConfig, Path]) -> None:
 def test_metrics_of_one_run_alone_are_counted(made: tuple[TrackingConfig, Path]) -> None:
     subjects = [Subjects(made[0]).find("run 1"), Subject("other", metrics={"pretraining: loss/total": 9.0})]
     found = compare(subjects)
-    assert ([line.name for line in found.metrics], found.partial) == (["pretraining: loss/total"], 2)
+    assert ([line.name for line in found.metrics], found.partial) == (["pretraining: loss/total"], 3)
     everything = compare(subjects, everything=True)
-    assert (len(everything.metrics), everything.partial) == (3, 0)
+    assert (len(everything.metrics), everything.partial) == (4, 0)
 
 
 def test_other_sets_give_no_interval(made: tuple[TrackingConfig, Path], tmp_path: Path) -> None:

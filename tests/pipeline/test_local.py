@@ -18,6 +18,8 @@ import pytest
 from pipelines.console import Console
 from tests.pipeline import toy
 
+pytestmark = pytest.mark.timeout(1800)  # eighteen processes in turn, on a machine that does other work, too
+
 ROOT = Path(__file__).parents[2]
 TASK = re.compile(r"^\[(\d+)/18\] (.*)$", re.MULTILINE)
 REUSED = re.compile(r"^\[\d+/18\] (.*): nothing changed, taken from the cache$", re.MULTILINE)

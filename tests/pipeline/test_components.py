@@ -428,7 +428,7 @@ def test_the_outcome_is_recorded_in_the_run_of_the_settings_experiment(
     others = [f"tracking.experiment=other-{state}"]
     values = arguments(toy.config())
     values[OTHER] += others
-    settings.python_func(data="", **values)
+    settings.python_func(data="", run_name="nightly", **values)
     told = dsl.PipelineTaskFinalStatus(
         state=state, pipeline_job_resource_name="", pipeline_task_name="CLOC", error_code=None, error_message=error
     )
@@ -436,7 +436,7 @@ def test_the_outcome_is_recorded_in_the_run_of_the_settings_experiment(
     client = MlflowClient()
     experiment = client.get_experiment_by_name(f"other-{state}")
     (run,) = client.search_runs([experiment.experiment_id])
-    assert run.info.status == status
+    assert (run.info.run_name, run.info.status) == ("nightly", status)
     assert run.data.tags["cloc.outcome"] == state
     assert run.data.tags.get("cloc.failure", "") == (f"CLOC: {error}" if error else "")
     assert run.data.params["train.steps"] == "4"

@@ -22,7 +22,7 @@ from cloc.errors import ConfigError
 from cloc.training import stage
 from cloc.training.data_check import held_out
 from cloc.training.job import TrainingJob
-from cloc.training.launch import reachable, request_text, training_app
+from cloc.training.launch import finish, home, reachable, request_text, training_app
 from cloc.training.launch.logs import whole_lines
 from cloc.training.launch.volcano import pods_of
 from cloc.training.preemption import PREEMPTED
@@ -376,3 +376,19 @@ def test_paths_that_other_machines_do_not_have_are_refused(tmp_path: Path, monke
     config = train(scheduler="slurm", storage="runs")
     assert reachable("runs", config) == str(tmp_path / "runs")
     assert reachable("runs", train()) == "runs"
+
+
+def test_a_run_lies_apart_until_it_is_done_and_takes_nothing_else_with_it(tmp_path: Path) -> None:
+    train, place = TrainConfig(), str(tmp_path / "unfinished")
+    assert home("cloc-1", train, "out") == "out"
+    stored = train.model_copy(update={"storage": "s3://bucket/runs"})
+    assert home("cloc-1", stored, "out", unfinished=place) == "s3://bucket/runs/cloc-1"
+    finish("cloc-1", stored, unfinished=place)
+    for name in ("cloc-1", "other"):
+        Path(home(name, train, "out", unfinished=place)).mkdir(parents=True)
+    finish("cloc-1", train, unfinished=place)
+    assert [path.name for path in Path(place).iterdir()] == ["other"]
+    finish("other", train, unfinished=place)
+    assert not Path(place).exists()
+    with pytest.raises(ConfigError, match=r"--unfinished s3://bucket/x: give a folder"):
+        home("cloc-1", train, "out", unfinished="s3://bucket/x")

@@ -1,6 +1,5 @@
 """The verbs over the stages: each fills in paths and calls `run_stage`."""
 
-import shutil
 from typing import Any
 
 import click
@@ -16,6 +15,9 @@ _teachers = click.option("--teachers", default="", help="Where `cloc teachers fi
 _shards = click.option("--shards", default="", metavar="FIRST:LAST", help="Label only these shards, as in 0:100.")
 _worker = click.option("--worker", default="", metavar="I/N", help="Label every N-th of them, from the I-th (from 0).")
 _report = click.option("--report", default="", help="Folder of a report on the labels.")
+_unfinished = click.option(
+    "--unfinished", default="", help="Folder that the run lies in until it is done, if not in train.storage or --out."
+)
 _result = click.option("--result", "result_dir", help="Folder for stage_result.json and config.yaml, too.")
 
 
@@ -129,7 +131,7 @@ def validate(data: str, captions: str, regions: str, out: str, sums: str, worker
 @click.option("--objective", type=click.Choice(["cloc", "clip"]), default="cloc", show_default=True)
 @click.option("--match-compute-of", default="", help="Train as many processor-seconds as this model took.")
 @click.option("--step-cost-of", default="", help="Model of the same objective that tells what a step costs.")
-@click.option("--unfinished", default="", help="Where the run lies until it is done, if not in train.storage or --out.")
+@_unfinished
 @click.option("--dry-run", is_flag=True, help="Print what the scheduler would be asked for; start and write nothing.")
 @settings_options
 def pretrain(
@@ -147,7 +149,7 @@ def pretrain(
     """Train CLOC, or a plain CLIP by the same code, through TorchX.
 
     Told to stop (SIGTERM, Ctrl-C), it saves and ends with exit code 75 or 130; the same command goes on from there,
-    with --unfinished also where --out was emptied in between, as DVC does. What lies there is removed at the end.
+    with --unfinished also where --out was emptied in between, as DVC does; when it is done, its folder there goes.
 
     \b
     cloc pretrain --data data --captions work/captions --regions work/regions --out work/cloc
@@ -162,19 +164,14 @@ def pretrain(
         "match_compute_of": match_compute_of,
         "step_cost_of": step_cost_of,
     }
-    config = resolve(**settings)
-    kept = unfinished if not config.train.storage else ""
-    if kept:
-        config = config.model_copy(update={"train": config.train.model_copy(update={"storage": kept})})
+    config, outputs = resolve(**settings), {"model": out, "unfinished": unfinished}
     if dry_run:
         from cloc.training import stage  # heavy: not for --help
 
-        text = stage.request(config, inputs=stage.Inputs(**inputs), outputs=stage.Outputs(model=out))
+        text = stage.request(config, inputs=stage.Inputs(**inputs), outputs=stage.Outputs(**outputs))
         click.echo(text, nl=False)
         return
-    run_stage("pretraining", config, inputs=inputs, outputs={"model": out})
-    if kept:
-        shutil.rmtree(kept)
+    run_stage("pretraining", config, inputs=inputs, outputs=outputs)
 
 
 _ROW = "A row; repeat. A folder, the hub id of any CLIP or SigLIP, or models:/cloc@champion."
@@ -228,6 +225,7 @@ def register(evaluation: str, model: str, out: str, **settings: Any) -> None:
     default="setting",
     help="What embeds the boxes of questions, in place of adapter.region_sampler.",
 )
+@_unfinished
 @click.option("--dry-run", is_flag=True, help="Print what the scheduler would be asked for; start and write nothing.")
 @settings_options
 def tune(
@@ -238,13 +236,14 @@ def tune(
     out: str,
     report: str,
     region_sampler: str,
+    unfinished: str,
     dry_run: bool,
     **settings: Any,
 ) -> None:
     """Tune an MLLM adapter on referring and grounding, ask it about test images, and report; through TorchX.
 
     Told to stop (SIGTERM, Ctrl-C), it saves and ends with exit code 75 or 130; the same command goes on from there,
-    with --unfinished also where --out was emptied in between, as DVC does. What lies there is removed at the end.
+    with --unfinished also where --out was emptied in between, as DVC does; when it is done, its folder there goes.
 
     \b
     cloc tune --data data --captions work/captions --regions work/regions --encoder work/cloc --out work/adapter
@@ -256,7 +255,7 @@ def tune(
         "encoder": encoder,
         "region_sampler": region_sampler,
     }
-    outputs = {"adapter": out, "report": report}
+    outputs = {"adapter": out, "report": report, "unfinished": unfinished}
     if dry_run:
         from cloc.mllm import stage  # heavy: not for --help
 

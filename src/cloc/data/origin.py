@@ -15,11 +15,12 @@ from cloc.data import tables
 from cloc.data.dataset import Dataset
 from cloc.data.schema import MANIFEST, Shard, Table
 from cloc.data.storage import Storage, open_storage
-from cloc.errors import DataError
+from cloc.data.verify.check import Request, verify
+from cloc.data.verify.record import Record
+from cloc.data.verify.report import Kind
 from cloc.stage import fingerprint
 
 _THREADS = 16  # a look at a table on S3 is a few round trips
-_CHUNK = 1 << 20  # bytes
 
 
 @dataclass(frozen=True)
@@ -90,8 +91,14 @@ def check_data(record: Mapping[str, Any]) -> Iterator[Check]:
     found = hashlib.sha256(storage.read_bytes(MANIFEST)).hexdigest()
     yield compared(f"{place}/{MANIFEST}", expected=str(record["manifest_sha256"]), found=found)
     dataset = Dataset.open(place)
-    with ThreadPoolExecutor(_THREADS, thread_name_prefix="check") as pool:
-        yield from pool.map(lambda shard: _check_shard(dataset, shard), dataset.manifest.shards)
+    request = Request(data=place, reads_tables=False, threads=_THREADS, progress=False)
+    differing = {item.path: item for item in verify(request, record=Record(None, of=place)).differences}
+    for shard in dataset.manifest.shards:
+        what, item = dataset.source(shard), differing.get(shard.path)
+        if item is None or item.kind is Kind.MISSING:
+            yield Check(what, "gone" if item else "same")
+        else:
+            yield Check(what, "differs", f"recorded {str(item.expected)[:16]}, found {str(item.found)[:16]}")
 
 
 def check_tables(record: Mapping[str, Any], table: Table, *, data: str) -> Iterator[Check]:
@@ -140,15 +147,3 @@ def _tables(storage: Storage, table: Table, dataset: Dataset) -> tuple[str, list
     names = [shard.name for shard in dataset.manifest.shards]
     digest = fingerprint([(name, content) for name, (content, _) in zip(names, found, strict=True)])
     return digest, [info for _, info in found if info is not None]
-
-
-def _check_shard(dataset: Dataset, shard: Shard) -> Check:
-    what = dataset.source(shard)
-    try:
-        with dataset.open_shard(shard) as stream:
-            digest = hashlib.sha256()
-            while chunk := stream.read(_CHUNK):
-                digest.update(chunk)
-    except DataError:
-        return Check(what, "gone")
-    return compared(what, expected=shard.sha256, found=digest.hexdigest())

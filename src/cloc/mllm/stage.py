@@ -30,7 +30,7 @@ from cloc.mllm.tokenizer import train_tokenizer
 from cloc.pages.examples import FOLDER
 from cloc.stage import StageResult, fingerprint
 from cloc.training.jobfile import METRICS_FILE, TOKENIZER
-from cloc.training.launch import home, impatient, reachable, request_text, run_app, training_app
+from cloc.training.launch import finish, home, impatient, reachable, request_text, run_app, training_app
 
 STAGE = "adapter_tuning"
 LOGS, RESULTS = "logs", "results.json"
@@ -69,10 +69,13 @@ class Outputs:
     Attributes:
         adapter: folder.
         report: folder of the report; empty: `report/` of the adapter's.
+        unfinished: folder that the run lies in until it is done, in place of `adapter`, where there is no
+            `train.storage`: for one that is emptied before the same command runs again.
     """
 
     adapter: str
     report: str = ""
+    unfinished: str = ""
 
 
 def run(config: Config, *, inputs: Inputs, outputs: Outputs) -> StageResult:
@@ -95,19 +98,21 @@ def run(config: Config, *, inputs: Inputs, outputs: Outputs) -> StageResult:
     check_division(batch_size=adapter.batch_size, streams=streams, processes=ranks, section="adapter")
     check_amount(splits.train, batch_size=adapter.batch_size, section="adapter")
     job = _job(config, inputs, splits)
-    job = replace(job, output=home(run_name(job), launch, folder))
+    job = replace(job, output=home(run_name(job), launch, folder, unfinished=outputs.unfinished))
+    apart = job.output != str(folder)
     _prepare(job, config, splits.train)
     if launch.storage and Path(inputs.encoder).is_dir():
         send(Path(inputs.encoder), job.output, ENCODER)
         job = replace(job, encoder="")
     job.save()
-    if launch.storage:
+    if apart:
         print(f"the run writes to {job.output}", flush=True)
     run_app(_app(job.output, config, run_name(job)), launch, log_dir=folder / LOGS)
-    if launch.storage:
+    if apart:
         bring(job.output, folder)
     name, page = f"{job.about['encoder_objective']} encoder", Path(outputs.report or folder / "report")
     comparison = report.write_report({name: folder}, page, title=f"MLLM adapter on the {name}")
+    finish(run_name(job), launch, unfinished=outputs.unfinished)
     return _result(comparison, job, name=name, folder=folder, page=page)
 
 
@@ -129,7 +134,8 @@ def request(config: Config, *, inputs: Inputs, outputs: Outputs) -> str:
         name = "adapter-DATA"
         note = f"# DATA stands for a hash of encoder and data, which cannot be read from here: {error}\n"
     launch = launched(config)
-    return request_text(_app(home(name, launch, outputs.adapter), config, name), launch) + note
+    place = home(name, launch, outputs.adapter, unfinished=outputs.unfinished)
+    return request_text(_app(place, config, name), launch) + note
 
 
 def run_name(job: TuningJob) -> str:

@@ -80,7 +80,8 @@ def resolve(client: Any, identity: Identity, experiment: str, *, may_be_there: b
         return identity.run_id
     found = _find(client, identity.key_tag, identity.key) if may_be_there else ""
     if found and identity.made_here and identity.tags:  # perhaps a stage made it, which knew its key alone
-        for name, value in {"mlflow.runName": identity.name, **identity.tags}.items():
+        named = {"mlflow.runName": identity.name} if identity.name else {}
+        for name, value in {**named, **identity.tags}.items():
             client.set_tag(found, name, value)
     if found or not identity.made_here:
         return found
@@ -88,7 +89,7 @@ def resolve(client: Any, identity: Identity, experiment: str, *, may_be_there: b
     if identity.parent:
         parent = parent_id(client, identity.parent, experiment)
         tags[_PARENT_TAG], experiment = parent, client.get_run(parent).info.experiment_id
-    made = client.create_run(experiment, start_time=identity.started, run_name=identity.name or None, tags=tags)
+    made = client.create_run(experiment, start_time=identity.started, run_name=identity.name or identity.key, tags=tags)
     return str(made.info.run_id)
 
 

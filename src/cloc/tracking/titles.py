@@ -9,7 +9,6 @@
 """
 
 import os
-import subprocess
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 import yaml
 
 from cloc.config.load import flatten
+from cloc.tracking.provenance import git
 
 NAME_VARIABLE = "MLFLOW_RUN_NAME"
 _PARAMS = "params.yaml"
@@ -61,11 +61,9 @@ def changed_settings(root: Path) -> dict[str, Any]:
         root: of the repository.
     """
     try:
-        done = subprocess.run(
-            ["git", "show", f"HEAD:./{_PARAMS}"], cwd=root, capture_output=True, text=True, timeout=10, check=True
-        )
-        committed, present = _flat(done.stdout), _flat((root / _PARAMS).read_text())
-    except (OSError, subprocess.SubprocessError, ValueError, yaml.YAMLError):
+        committed = _flat(git("show", f"HEAD:./{_PARAMS}", folder=root))
+        present = _flat((root / _PARAMS).read_text()) if committed else {}
+    except (OSError, ValueError, yaml.YAMLError):
         return {}
     return {name: value for name, value in present.items() if committed.get(name) != value}
 

@@ -23,7 +23,7 @@ from cloc.training.data_check import check_data, held_out
 from cloc.training.doctor import preflight
 from cloc.training.job import TrainingJob
 from cloc.training.jobfile import JOB_FILE, METRICS_FILE, SUMMARY_FILE, TOKENIZER
-from cloc.training.launch import home, impatient, reachable, request_text, run_app, training_app
+from cloc.training.launch import finish, home, impatient, reachable, request_text, run_app, training_app
 from cloc.training.lineage import write_lineage
 
 STAGE = "pretraining"
@@ -62,16 +62,20 @@ class Inputs:
 class Outputs:
     """Attributes:
     model: folder of the trained model; checkpoints lie in it while it trains, but where `train.storage` is set.
+    unfinished: folder that the run lies in until it is done, in place of `model`, where there is no `train.storage`:
+        for one that is emptied before the same command runs again.
     """
 
     model: str
+    unfinished: str = ""
 
 
 def run(config: Config, *, inputs: Inputs, outputs: Outputs) -> StageResult:
     """Trains through TorchX and leaves a checkpoint that loads as a CLIPModel.
 
-    Where `train.storage` is set, all that the run writes lies in a folder of it that is named after the run, and the
-    model is brought to `outputs.model` at the end. The same command finds the same folder, and goes on.
+    Where `train.storage` is set, or `outputs.unfinished`, all that the run writes lies in a folder of it that is named
+    after the run, and the model is brought to `outputs.model` at the end. The same command finds the same folder, and
+    goes on.
 
     Raises:
         ConfigError, DataError: settings or data cannot be trained with.
@@ -85,18 +89,19 @@ def run(config: Config, *, inputs: Inputs, outputs: Outputs) -> StageResult:
     check_data(dataset, config, objective=job.objective)
     preflight(config, dataset, objective=job.objective, out=outputs.model)
     place = held_out(config.train, inputs.data)
-    job = replace(
-        job, output=home(run_name(job), config.train, output), held_out=place and reachable(place, config.train)
-    )
+    lies = home(run_name(job), config.train, output, unfinished=outputs.unfinished)
+    job = replace(job, output=lies, held_out=place and reachable(place, config.train))
     job = replace(job, tokenizer=_tokenizer(config, dataset, job))
     job.save()
     app = training_app(job.output, config.train, module=_MODULE, environment=os.environ, run=run_name(job))
-    if config.train.storage:
+    apart = job.output != str(output)
+    if apart:
         print(f"the run writes to {job.output}", flush=True)
     run_app(app, config.train, log_dir=output / LOGS)
-    if config.train.storage:
+    if apart:
         _bring(job.output, output)
     write_lineage(output, config, dataset, objective=job.objective, compute_of=inputs.match_compute_of)
+    finish(run_name(job), config.train, unfinished=outputs.unfinished)
     return _result(output)
 
 
@@ -121,7 +126,7 @@ def request(config: Config, *, inputs: Inputs, outputs: Outputs) -> str:
     with redirect_stdout(sys.stderr):  # what is said of the steps is no part of the request
         job = _job(config, inputs, images=images, digest=digest)
     name = run_name(job) if digest else f"{job.objective}-DATA"
-    place = home(name, config.train, outputs.model)
+    place = home(name, config.train, outputs.model, unfinished=outputs.unfinished)
     app = training_app(place, config.train, module=_MODULE, environment=environment, run=name)
     return request_text(app, config.train) + note
 

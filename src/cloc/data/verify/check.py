@@ -15,7 +15,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import PurePosixPath
-from typing import Any, get_args
+from typing import get_args
 
 from cloc.data import tables
 from cloc.data.dataset import Dataset
@@ -154,7 +154,7 @@ class _Run:
                 if table in seen:
                     seen[table].add(shard.name)
                 yield from self._table(table, shard, storage)
-            elif _unexpected(path, names):
+            elif _unexpected(path):
                 yield _extra(entry.path)
         for shard in waiting.values():
             yield partial(self.shards.missing, shard, shard.path, storage, hashed=shard.name in self.hashed)
@@ -206,7 +206,7 @@ def _table_of(path: PurePosixPath) -> Table | None:
     return next((table for table in get_args(Table) if table == path.parts[0]), None)
 
 
-def _unexpected(path: PurePosixPath, names: Mapping[str, Any]) -> bool:
+def _unexpected(path: PurePosixPath) -> bool:
     """Whether a file is none that a data set has besides its shards and their tables."""
     if str(path) == MANIFEST or any(part.startswith(".") for part in path.parts):
         return False

@@ -20,10 +20,10 @@ from torchx.schedulers.slurm_scheduler import create_scheduler as slurm_schedule
 
 from cloc.config.schema import TrainConfig
 from cloc.training.launch.app import training_app
-from cloc.training.launch.place import home, impatient, reachable
+from cloc.training.launch.place import finish, home, impatient, reachable
 from cloc.training.launch.run import request, run_app
 
-__all__ = ["home", "impatient", "reachable", "request_text", "run_app", "training_app"]
+__all__ = ["finish", "home", "impatient", "reachable", "request_text", "run_app", "training_app"]
 
 
 def request_text(app: specs.AppDef, config: TrainConfig) -> str:

@@ -1,6 +1,7 @@
 """Where a job reads and writes, as the machines of its scheduler see it."""
 
-from contextlib import AbstractContextManager
+import shutil
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 
 from cloc.config.schema import TrainConfig
@@ -24,9 +25,25 @@ def reachable(path: str, train: TrainConfig) -> str:
     return str(Path(path).absolute())
 
 
-def home(run: str, train: TrainConfig, output: str | Path) -> str:
-    """Folder or s3:// prefix of a run's output: a folder of `train.storage` that is named after it, or the output."""
-    return f"{reachable(train.storage, train).rstrip('/')}/{run}" if train.storage else str(output)
+def home(run: str, train: TrainConfig, output: str | Path, *, unfinished: str = "") -> str:
+    """Folder or s3:// prefix that a run writes to: named after it in `train.storage`, else in the folder of unfinished
+    runs where there is one, else the output.
+
+    Raises:
+        ConfigError: that folder is none, or pods cannot find it.
+    """
+    if "://" in unfinished:
+        raise ConfigError(f"--unfinished {unfinished}: give a folder; train.storage takes an s3:// prefix")
+    place = train.storage or unfinished
+    return f"{reachable(place, train).rstrip('/')}/{run}" if place else str(output)
+
+
+def finish(run: str, train: TrainConfig, *, unfinished: str) -> None:
+    """Takes a finished run away from the folder of unfinished ones; `train.storage` keeps what it has."""
+    if unfinished and not train.storage:
+        shutil.rmtree(home(run, train, "", unfinished=unfinished))
+        with suppress(OSError):  # others lie in it
+            Path(unfinished).rmdir()
 
 
 def impatient() -> AbstractContextManager[None]:

@@ -9,7 +9,7 @@ from cloc.data.dataset import Dataset
 from cloc.evaluation import region_recognition, region_retrieval, retrieval, statistics
 from cloc.evaluation.features import Items
 from cloc.evaluation.metrics import SplitResult
-from cloc.evaluation.provenance import slug
+from cloc.evaluation.summary import slug
 from cloc.evaluation.truth import Split, open_splits
 
 STEPS, COMPUTE, PUBLIC, CLOC = "CLIP (equal steps)", "CLIP (equal compute)", "OpenAI B/32", "CLOC"

@@ -7,7 +7,8 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from cloc.evaluation.promotion import ESTIMATES_FILE, METRICS_FILE, sample_name
-from cloc.evaluation.provenance import slug, weights_digest
+from cloc.evaluation.summary import slug
+from cloc.model.provenance import weights_digest
 
 CLIP = "CLIP (equal steps)"
 

@@ -19,8 +19,8 @@ from cloc.data.origin import tables_record
 from cloc.data.storage import open_storage
 from cloc.data.tables import read_table, table_path, write_table
 from cloc.errors import ConfigError, DataError
-from cloc.evaluation.provenance import weights_digest
 from cloc.labeling.settings import recipe
+from cloc.model.provenance import weights_digest
 from cloc.stage import StageResult
 from cloc.stages import run_stage
 from cloc.tracking.lineage import walk

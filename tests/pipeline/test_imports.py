@@ -45,12 +45,11 @@ HEAVY = (
     "scipy",
     "matplotlib",
 )
-# What others may take from a stage's part. Pure modules: how a result is shown, how sure it is, what a model folder
-# says of itself; and of training what knows nothing of what is trained: launch, ranks, checkpoints, records.
+# What others may take from a stage's part. Pure modules: how a result is shown, how sure it is; and of training what
+# knows nothing of what is trained: launch, ranks, checkpoints, records.
 SHARED = {
     "cloc.evaluation.summary",
     "cloc.evaluation.statistics",
-    "cloc.evaluation.provenance",
     "cloc.training.checkpoint",
     "cloc.training.distributed",
     "cloc.training.jobfile",

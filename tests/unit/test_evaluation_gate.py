@@ -8,7 +8,8 @@ from cloc.config.schema import Config, EvaluationConfig
 from cloc.errors import ConfigError, DataError, GateFailed
 from cloc.evaluation import registration
 from cloc.evaluation.gate import judge
-from cloc.evaluation.provenance import read_training, slug, weights_digest
+from cloc.evaluation.summary import slug
+from cloc.model.provenance import read_training, weights_digest
 
 STEPS, COMPUTE = "CLIP (equal steps)", "CLIP (equal compute)"
 

@@ -8,8 +8,8 @@ from typing import Any
 import yaml
 
 from cloc import __version__
-from cloc.evaluation.provenance import TRAINING_FILE
 from cloc.evaluation.summary import FIGURES, figure, headline_markdown
+from cloc.model.provenance import TRAINING_FILE
 from cloc.pages import markdown_environment
 from cloc.stage import CONFIG_FILE
 

@@ -10,7 +10,6 @@ from typing import Any
 
 from cloc.evaluation.card import facts
 from cloc.evaluation.promotion import Measured
-from cloc.evaluation.provenance import read_lineage
 from cloc.evaluation.summary import (
     BOLD,
     FIGURES,
@@ -21,6 +20,7 @@ from cloc.evaluation.summary import (
     reader_name,
     sentences,
 )
+from cloc.model.provenance import read_lineage
 from cloc.pages import escape
 
 DECISION_TAG = "cloc.decision"

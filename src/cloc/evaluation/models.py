@@ -15,10 +15,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cloc.errors import ConfigError
-from cloc.evaluation.provenance import public_training, read_training, slug, weights_digest
+from cloc.evaluation.summary import slug
 from cloc.model import factory
 from cloc.model.factory import AnyCLOCModel
 from cloc.model.processing import CLOCProcessor
+from cloc.model.provenance import public_training, read_training, weights_digest
 from cloc.tracking import local_model
 
 _PROMPTS = 256  # padded boxes a call: a Prompter that pools over image tokens repeats them for each box

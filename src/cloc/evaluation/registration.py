@@ -16,8 +16,8 @@ from cloc.errors import DataError, GateFailed
 from cloc.evaluation.card import CARD_FILE, model_card
 from cloc.evaluation.gate import judge
 from cloc.evaluation.promotion import ESTIMATES_FILE, METRICS_FILE, Measured
-from cloc.evaluation.provenance import weights_digest
 from cloc.evaluation.versions import Candidate, Outcome, file_version
+from cloc.model.provenance import weights_digest
 from cloc.stage import StageResult
 from cloc.tracking import STAGE_RUN, Registry
 

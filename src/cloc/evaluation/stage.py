@@ -32,11 +32,11 @@ from cloc.evaluation.metrics import (
     pack_estimates,
 )
 from cloc.evaluation.models import load_models
-from cloc.evaluation.provenance import read_lineage
 from cloc.evaluation.recall import RECALL_FILE, by_iou
 from cloc.evaluation.scoring import score_split
 from cloc.evaluation.summary import best_row, brief
 from cloc.evaluation.truth import Split, open_splits
+from cloc.model.provenance import read_lineage
 from cloc.stage import ModelResult, StageResult
 
 STAGE = "evaluation"

@@ -5,6 +5,7 @@ A model is called better than another only where the 95 % interval of their pair
 leaves zero out.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -135,6 +136,11 @@ def signed(share: float) -> str:
     """A share as points with its sign: "+3.1"."""
     points = f"{100 * abs(share):.1f}"
     return points if points == "0.0" else f"{'+' if share > 0 else MINUS}{points}"
+
+
+def slug(name: str) -> str:
+    """A row's name as a part of metric names: "CLIP (equal steps)" -> "clip-equal-steps"."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
 def reader_name(reader: str) -> str:

@@ -20,13 +20,13 @@ from cloc.data.digests import files_digest
 from cloc.data.fetching import send, sending
 from cloc.data.streams import check_amount, check_division
 from cloc.errors import ConfigError, DataError
-from cloc.evaluation.provenance import weights_digest
 from cloc.mllm import report, scores
 from cloc.mllm.job import ENCODER, SEEDS, SUMMARY_FILE, TuningJob, bring, launched
 from cloc.mllm.sampler import objective_of
 from cloc.mllm.splits import Splits, open_splits
 from cloc.mllm.texts import vocabulary_texts
 from cloc.mllm.tokenizer import train_tokenizer
+from cloc.model.provenance import weights_digest
 from cloc.pages.examples import FOLDER
 from cloc.stage import StageResult, fingerprint
 from cloc.training.jobfile import METRICS_FILE, TOKENIZER

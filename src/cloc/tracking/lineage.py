@@ -17,7 +17,7 @@ from cloc.config.schema import TrackingConfig
 from cloc.data.origin import Check, check_data, check_tables, compared
 from cloc.data.schema import Table
 from cloc.errors import ClocError
-from cloc.evaluation.provenance import weights_digest
+from cloc.model.provenance import weights_digest
 from cloc.stage import LINEAGE_FILE
 from cloc.tracking.lineage_nodes import DIGITS, NOT_RECORDED, Node, data_node, known, labels_node
 from cloc.tracking.lineage_sources import Sources, Subject

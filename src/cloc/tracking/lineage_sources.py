@@ -10,7 +10,7 @@ import yaml
 
 from cloc.config.schema import TrackingConfig
 from cloc.errors import ConfigError
-from cloc.evaluation.provenance import TRAINING_FILE, WEIGHTS_FILE, weights_digest
+from cloc.model.provenance import TRAINING_FILE, WEIGHTS_FILE, weights_digest
 from cloc.stage import CONFIG_FILE, LINEAGE_FILE
 from cloc.tracking.packing import MODEL_PATH
 from cloc.tracking.reading import Reader, quoted

@@ -19,7 +19,7 @@ from typing import Any
 from cloc.config import Config
 from cloc.data.dataset import Dataset
 from cloc.data.origin import data_record, tables_record
-from cloc.evaluation.provenance import weights_digest
+from cloc.model.provenance import weights_digest
 from cloc.stage import LINEAGE_FILE
 from cloc.tracking import STAGE_RUN
 from cloc.tracking.provenance import common_tags

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +11,6 @@ from cloc.stage import LINEAGE_FILE
 TRAINING_FILE, WEIGHTS_FILE = "training.json", "model.safetensors"
 _INDEX_FILE = "model.safetensors.index.json"
 _HUB_PARTS = 2  # a hub id is "owner/name" or "name"
-
-
-def slug(name: str) -> str:
-    """A row's name as a part of metric names: "CLIP (equal steps)" -> "clip-equal-steps"."""
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
 def weights_digest(source: str | Path) -> str:

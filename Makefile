@@ -6,12 +6,13 @@ READY := $(VENV)/.ready
 export PATH := $(abspath $(BIN)):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test test-slow lint setup lock images clean
+.PHONY: help demo test test-slow coverage lint setup lock images clean
 
 help:
 	@echo "make demo       set up, then run the whole pipeline on the rendered demo data"
 	@echo "make test       set up, then lint, type-check and run the tests"
 	@echo "make test-slow  the tests that take minutes"
+	@echo "make coverage   the tests again, with the lines of src/cloc that they run"
 	@echo "make lint       ruff and mypy"
 	@echo "make lock       resolve requirements.lock anew (needs uv)"
 	@echo "make images     build the images of the pipeline's tasks (needs docker, podman or buildah; see infra/docker)"
@@ -36,6 +37,9 @@ test: $(READY) lint
 
 test-slow: $(READY)
 	@$(BIN)/python -m pytest -m slow
+
+coverage: $(READY)
+	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu and not cluster" --cov
 
 lint: $(READY)
 	@$(BIN)/ruff check .

@@ -62,5 +62,8 @@ def test_rows_are_trained_compared_and_not_trained_again(tmp_path: Path, capfd: 
         for parent in (first, second)
     ]
     labelled = ["captioning", "grounding", "grounding"]
-    assert children == [[*labelled, "pretraining", "pretraining", "evaluation"], [*labelled, "evaluation"]]
+    assert children == [
+        [*labelled, "pretraining cloc-seed0", "pretraining no-vesl-seed0", "evaluation"],
+        [*labelled, "evaluation"],
+    ]
     assert first.data.metrics["ablation/cloc/region"] == pytest.approx(base.mean("region") / 100)

@@ -33,6 +33,11 @@ def _fields(cls: Any) -> list[str]:
     ]
 
 
+def test_the_index_has_every_page_once() -> None:
+    listed = re.findall(r"\]\((\w+\.md)\)", (DOCS / "README.md").read_text())
+    assert sorted(listed) == sorted(path.name for path in DOCS.glob("*.md") if path.name != "README.md")
+
+
 def test_the_stages_are_those_of_the_registry() -> None:
     assert re.findall(r"^## (.+)$", STAGES_PAGE, re.MULTILINE) == list(STAGES)
 

@@ -2,25 +2,21 @@
 
 import io
 import json
-import os
 import re
 import shlex
 import signal
 import subprocess
-import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pipelines.console import Console
-from tests.pipeline import toy
+from tests.pipeline.local_run import Ended, cloc_run, command_of
 
 pytestmark = pytest.mark.timeout(1800)  # eighteen processes in turn, on a machine that does other work, too
 
-ROOT = Path(__file__).parents[2]
 TASK = re.compile(r"^\[(\d+)/18\] (.*)$", re.MULTILINE)
 REUSED = re.compile(r"^\[\d+/18\] (.*): nothing changed, taken from the cache$", re.MULTILINE)
 TITLES = (
@@ -45,46 +41,6 @@ TITLES = (
 )
 
 
-@dataclass(frozen=True)
-class Ended:
-    """How a run of `cloc run` ended."""
-
-    code: int
-    lines: tuple[str, ...]
-    longest_silence: float = 0.0
-
-    @property
-    def text(self) -> str:
-        """All that was printed."""
-        return "\n".join(self.lines)
-
-
-def _command(folder: Path, *more: str, **changes: str) -> tuple[list[str], dict[str, str]]:
-    settings = [part for item in toy.overrides(**changes) for part in ("-S", item)]
-    command = [str(Path(sys.executable).with_name("cloc")), "run", "--preset", "demo", "--out", "out", *settings, *more]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW")}
-    # As started without an activated environment: PATH lacks the interpreter.
-    paths = os.pathsep.join([str(ROOT), str(ROOT / "src")])
-    environment |= {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin"}
-    folder.mkdir(parents=True, exist_ok=True)
-    return command, environment
-
-
-def _cloc_run(folder: Path, *more: str, faults: Path | None = None, **changes: str) -> Ended:
-    command, environment = _command(folder, *more, **changes)
-    if faults:
-        environment["PYTHONPATH"] = f"{faults}{os.pathsep}{environment['PYTHONPATH']}"
-    lines, silence, spoke = [], 0.0, time.monotonic()
-    with subprocess.Popen(
-        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    ) as process:
-        assert process.stdout
-        for line in process.stdout:
-            silence, spoke = max(silence, time.monotonic() - spoke), time.monotonic()
-            lines.append(line.rstrip("\n"))
-    return Ended(process.returncode, tuple(lines), silence)
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("dag")
@@ -93,13 +49,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def whole(folder: Path) -> Ended:
     """The first run, from nothing to the end."""
-    return _cloc_run(folder)
+    return cloc_run(folder)
 
 
 def test_runs_to_the_end(whole: Ended, folder: Path) -> None:
     assert whole.code == 0, whole.text[-5000:]
     assert sorted(title for _, title in TASK.findall(whole.text)) == sorted(TITLES)
-    assert whole.longest_silence < 20
 
 
 def test_output_is_for_people(whole: Ended) -> None:
@@ -140,7 +95,7 @@ def test_stages_are_children_of_one_mlflow_run(whole: Ended, folder: Path) -> No
 
 @pytest.fixture(scope="module")
 def again(whole: Ended, folder: Path) -> Ended:
-    return _cloc_run(folder)
+    return cloc_run(folder)
 
 
 def test_second_run_reuses_everything(again: Ended) -> None:
@@ -150,7 +105,7 @@ def test_second_run_reuses_everything(again: Ended) -> None:
 
 
 def test_gate_on_labels_stops_the_pipeline(again: Ended, folder: Path) -> None:
-    ended = _cloc_run(folder, validation__min_images="1000")
+    ended = cloc_run(folder, validation__min_images="1000")
     assert ended.code == 4
     assert ended.lines[-1].startswith("error: validation: 1 of ")
     assert "1,000" in ended.lines[-1]
@@ -168,7 +123,7 @@ def test_gate_on_labels_stops_the_pipeline(again: Ended, folder: Path) -> None:
 
 
 def test_gate_on_the_model_stops_the_pipeline(again: Ended, folder: Path) -> None:
-    ended = _cloc_run(folder, evaluation__min_region_gain="1000.0")
+    ended = cloc_run(folder, evaluation__min_region_gain="1000.0")
     assert ended.code == 4
     assert ended.lines[-1].startswith("error: CLOC is not registered: min_region_gain")
     assert "Pre-training: CLOC" in REUSED.findall(ended.text)
@@ -184,7 +139,7 @@ def test_gate_on_the_model_stops_the_pipeline(again: Ended, folder: Path) -> Non
     ],
 )
 def test_wrong_use_is_one_line(tmp_path: Path, more: list[str], code: int, message: str) -> None:
-    ended = _cloc_run(tmp_path, *more)
+    ended = cloc_run(tmp_path, *more)
     assert (ended.code, len(ended.lines)) == (code, 1), ended.text
     assert ended.lines[0].startswith("error: ")
     assert message in ended.lines[0]
@@ -196,7 +151,7 @@ def test_given_data_and_a_defect_of_the_program(tmp_path: Path, make_dataset: An
     for split in ("train", "test"):
         make_dataset(tmp_path / "photos" / split, 12)
     (tmp_path / "photos/train/images/00001.tar").write_bytes(b"")
-    ended = _cloc_run(tmp_path, "--data", "photos")
+    ended = cloc_run(tmp_path, "--data", "photos")
     assert ended.code == 3
     assert ended.lines[-1].startswith("error: ")
     assert "00001.tar" in ended.lines[-1]
@@ -204,7 +159,7 @@ def test_given_data_and_a_defect_of_the_program(tmp_path: Path, make_dataset: An
 
 
 def test_stopped_run_leaves_no_process_and_goes_on(tmp_path: Path) -> None:
-    command, environment = _command(tmp_path, data__scenes__train_images="4000")
+    command, environment = command_of(tmp_path, data__scenes__train_images="4000")
     with subprocess.Popen(
         command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as process:
@@ -252,72 +207,3 @@ def test_console_tells_tasks_from_noise(tmp_path: Path) -> None:
 def test_summary_file_says_where_things_lie(whole: Ended, folder: Path) -> None:
     places = json.loads((folder / "out/summary.json").read_text())
     assert all(Path(place).exists() for place in places.values())
-
-
-FAULT = """
-import importlib.abc, importlib.machinery, os, pathlib, sys
-
-COUNT = pathlib.Path({count!r})
-
-class Loader(importlib.abc.Loader):
-    def __init__(self, plain):
-        self._plain = plain
-
-    def exec_module(self, module):
-        self._plain.exec_module(module)
-        plain = module.run
-
-        def run(config, *, inputs, outputs):
-            COUNT.write_text(COUNT.read_text() + "x" if COUNT.exists() else "x")
-            if len(COUNT.read_text()) <= 2:
-                print("killed", flush=True)
-                os._exit(137)
-            return plain(config, inputs=inputs, outputs=outputs)
-
-        module.run = run
-
-class Finder(importlib.abc.MetaPathFinder):
-    def find_spec(self, name, path, target=None):
-        if name != "cloc.labeling.captioning":
-            return None
-        spec = importlib.machinery.PathFinder.find_spec(name, path)
-        spec.loader = Loader(spec.loader)
-        return spec
-
-sys.meta_path.insert(0, Finder())
-"""
-SHARES = {
-    "data__scenes__train_images": "60",
-    "data__images_per_shard": "20",
-    "pipeline__label_parts": "3",
-    "pipeline__baselines": "false",
-    "pipeline__adapters": "false",
-}
-
-
-def test_shares_of_the_labelling_retries_and_what_is_left_out(tmp_path: Path) -> None:
-    """A task that is killed twice succeeds at the third attempt; a share whose tables stand has nothing to do."""
-    (tmp_path / "faults").mkdir()
-    (tmp_path / "faults/sitecustomize.py").write_text(FAULT.format(count=str(tmp_path / "count")))
-    shares = {**SHARES, "pipeline__labels_at": "labels"}  # where the run is started
-    first = _cloc_run(tmp_path, "--retries", "2", faults=tmp_path / "faults", **shares)
-    assert first.code == 0, first.text[-3000:]
-    assert (tmp_path / "count").read_text() == "x" * (2 + 3 + 1)  # two that were killed, three shares, the last task
-    assert len(re.findall(r"Captioning, a part: failed at attempt", first.text)) == 2
-    assert first.text.count("20 of 20 images captioned (0 stood already") == 3
-    assert "60 of 60 images captioned (60 stood already" in first.text
-    assert first.text.count("skipped: the run was started without a plain CLIP") == 2
-    assert first.text.count("skipped: the run was started without") >= 5
-    assert "refers, word for word" not in first.text
-    assert (tmp_path / "out/model/model.safetensors").is_file()
-    assert not (tmp_path / "out/clip_adapter").exists()
-    tables = sorted((tmp_path / "labels").rglob("captions/*.parquet"))
-    assert len(tables) == 3
-    told = json.loads((tmp_path / "out/summary.json").read_text())
-    assert told["captions"] == str(tables[0].parents[1]), "wherever a later run is started"
-    for table in tables[1:]:
-        table.unlink()
-    again = _cloc_run(tmp_path, "--no-cache", **shares)
-    assert again.code == 0, again.text[-3000:]
-    assert again.text.count("20 of 20 images captioned (20 stood already") == 1
-    assert again.text.count("20 of 20 images captioned (0 stood already") == 2

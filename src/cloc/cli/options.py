@@ -14,13 +14,17 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 DEFAULT_PARAMS = "params.yaml"
 
+override_option = click.option(
+    "-S", "overrides", multiple=True, metavar="KEY=VALUE", help="Set one setting: train.steps=100."
+)
+
 
 def settings_options(function: F) -> F:
     """--params, --preset and -S, which `resolve` turns into the settings."""
     decorators = [
         click.option("--params", type=click.Path(), help=f"Settings file [default: {DEFAULT_PARAMS}]."),
         click.option("--preset", help="Settings of a preset instead of a file: demo, finetune, b16, l14, h14."),
-        click.option("-S", "overrides", multiple=True, metavar="KEY=VALUE", help="Set one setting: train.steps=100."),
+        override_option,
     ]
     for decorate in reversed(decorators):
         function = decorate(function)

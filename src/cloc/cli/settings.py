@@ -6,8 +6,8 @@ from typing import Any
 import click
 from pydantic import BaseModel
 
-from cloc.cli.options import resolve, settings_options
-from cloc.config import dump, load_preset
+from cloc.cli.options import override_option, resolve, settings_options
+from cloc.config import dump
 from cloc.errors import ConfigError
 
 
@@ -51,8 +51,9 @@ def explain(prefix: str, params: str | None, preset: str | None, overrides: tupl
 
 @config.command()
 @click.option("--preset", default="finetune", show_default=True, help="Preset to start from.")
+@override_option
 @click.option("--out", default="params.yaml", show_default=True, help="File to write.")
-def init(preset: str, out: str) -> None:
+def init(preset: str, overrides: tuple[str, ...], out: str) -> None:
     """Write a complete settings file from a preset.
 
     \b
@@ -60,9 +61,8 @@ def init(preset: str, out: str) -> None:
     """
     if Path(out).exists():
         raise ConfigError(f"{out} exists; remove it or name another with --out")
-    Path(out).write_text(f"# Preset {preset}, complete. `cloc config explain` says what each key means.\n")
-    with Path(out).open("a") as file:
-        file.write(dump(load_preset(preset)))
+    head = f"# Preset {preset}, complete. `cloc config explain` says what each key means.\n"
+    Path(out).write_text(head + dump(resolve(None, preset, overrides)))
     click.echo(f"wrote {out}")
 
 

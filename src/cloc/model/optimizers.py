@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.distributed.optim import ZeroRedundancyOptimizer
 from transformers.pytorch_utils import Conv1D  # what GPT-2 calls its linear layers
 
+from cloc.model.muon import Muon
+
 # A linear layer with fewer outputs (the box head's four) is no matrix to orthogonalise.
 _THIN = 16
 
@@ -91,16 +93,13 @@ class Optimizers:
 
 
 def _muon(groups: list[dict[str, Any]], group: dist.ProcessGroup | None) -> torch.optim.Optimizer:
-    # Scaled so that a step is as large as AdamW's, and the learning rate means the same for both.
-    scaling = "match_rms_adamw"
     if group is None:
-        return torch.optim.Muon(groups, adjust_lr_fn=scaling)
+        return Muon(groups)
     return ZeroRedundancyOptimizer(
         groups,
-        torch.optim.Muon,
+        Muon,
         process_group=group,
         parameters_as_bucket_view=True,  # what a rank updates goes to the others in one message
-        adjust_lr_fn=scaling,
     )
 
 

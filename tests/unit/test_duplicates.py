@@ -224,6 +224,7 @@ def test_ingest_leaves_out_what_a_test_set_has(pictures: Path) -> None:
     result = ingest(pictures, "train", not_in=(test,))
     assert result.counts["leaked"] == result.counts["quarantined"] == 4
     assert result.counts["images"] == 8
+    assert result.manifest.quarantined == 0, "they are good: no gate on bad images counts them"
     rows = [
         row
         for name in ("00000", "00001", "00002")

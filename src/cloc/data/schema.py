@@ -122,6 +122,7 @@ class Manifest:
     Attributes:
         shards: in order.
         quarantined: images refused when the data set was made, counted: they are in no shard, or left out of one.
+            Images left out because a data set kept for evaluation has them are good, and no part of it.
         classes: names of the region classes, where the source has a closed list.
         made_by: how it was made: tool, source, settings. No times and no machine names: equal input gives equal bytes.
     """

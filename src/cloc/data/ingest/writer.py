@@ -87,7 +87,7 @@ def write_dataset(source: Source, *, output: str, settings: DataConfig, not_in: 
     if counts["skipped_shards"] < len(reports) or not storage.exists(MANIFEST):
         check_keys(storage, shards)  # whoever wrote a manifest of these same shards has checked them
     _remove_leftovers(storage, keep={_shard_name(index) for index in range(len(reports))})
-    manifest = _manifest(source, shards, quarantined=counts["quarantined"], settings=settings)
+    manifest = _manifest(source, shards, quarantined=counts["quarantined"] - counts["leaked"], settings=settings)
     write_manifest(storage, manifest)
     return IngestReport(manifest=manifest, counts={name: counts[name] for name in _COUNTS})
 

@@ -31,15 +31,16 @@ $(READY): requirements.lock pyproject.toml
 demo: $(READY)
 	@$(BIN)/cloc run --out runs/demo
 
-# By file: tests of one file share a pipeline run or a model (xdist's groups do nothing under pytest 9.2).
+# By file: tests of one file share a pipeline run or a model (xdist's groups do nothing under pytest 9.2). In the order of
+# names: xdist would begin with the files of many tests and end with one worker on the long ones.
 test: $(READY) lint
-	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu and not cluster"
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not gpu and not cluster"
 
 test-slow: $(READY)
 	@$(BIN)/python -m pytest -m slow
 
 coverage: $(READY)
-	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu and not cluster" --cov
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not gpu and not cluster" --cov
 
 lint: $(READY)
 	@$(BIN)/ruff check .

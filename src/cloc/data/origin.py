@@ -78,7 +78,7 @@ def tables_record(dataset: Dataset, table: Table) -> dict[str, Any] | None:
 
 
 def check_data(record: Mapping[str, Any]) -> Iterator[Check]:
-    """The manifest, and the bytes of each shard by it.
+    """The manifest, and the bytes of each shard by it: those that are as recorded are one check.
 
     Raises:
         DataError: the place cannot be read.
@@ -93,12 +93,17 @@ def check_data(record: Mapping[str, Any]) -> Iterator[Check]:
     dataset = Dataset.open(place)
     request = Request(data=place, reads_tables=False, threads=_THREADS, progress=False)
     differing = {item.path: item for item in verify(request, record=Record(None, of=place)).differences}
+    same = 0
     for shard in dataset.manifest.shards:
-        what, item = dataset.source(shard), differing.get(shard.path)
-        if item is None or item.kind is Kind.MISSING:
-            yield Check(what, "gone" if item else "same")
+        if (item := differing.get(shard.path)) is None:
+            same += 1
+        elif item.kind is Kind.MISSING:
+            yield Check(dataset.source(shard), "gone")
         else:
-            yield Check(what, "differs", f"recorded {str(item.expected)[:16]}, found {str(item.found)[:16]}")
+            detail = f"recorded {str(item.expected)[:16]}, found {str(item.found)[:16]}"
+            yield Check(dataset.source(shard), "differs", detail)
+    if same:
+        yield Check(f"{place}: {same:,} {'tar' if same == 1 else 'tars'}", "same")
 
 
 def check_tables(record: Mapping[str, Any], table: Table, *, data: str) -> Iterator[Check]:

@@ -28,6 +28,7 @@ from tests.evaluated_models import settings, write_model, write_public
 from tests.unit.test_training_evaluate import trained
 
 CLIP, CLOC = "CLIP (equal steps)", "CLOC"
+PIPELINE = "demo 2026-11-30 14:02"
 REPORT = "out"
 ENVIRONMENT = (
     "MLFLOW_RUN_ID", "MLFLOW_RUN_NAME", "MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME",
@@ -72,7 +73,7 @@ def results(place: Path, store: TrackingConfig) -> dict[str, StageResult]:
     (place / "cloc" / "lineage.json").write_text(json.dumps({"run": {"id": "f" * 32}}))
     config = parse(tree, source="test")
     data, labels = str(place / "set"), {"captions": "captions", "regions": "regions"}
-    with tracking.pipeline_run(store, name="demo 2026-11-30 14:02", settings=tree):
+    with tracking.pipeline_run(store, name=PIPELINE, settings=tree):
         captioned = run_stage(
             "captioning", config, inputs={"data": data}, outputs={"captions": "captions", "report": "captioning"}
         )
@@ -89,10 +90,11 @@ def results(place: Path, store: TrackingConfig) -> dict[str, StageResult]:
 
 @pytest.fixture(scope="module")
 def runs(results: dict[str, StageResult], client: MlflowClient) -> dict[str, Run]:
-    """The recorded runs by name."""
+    """The recorded runs, those of models by their model and others by their name."""
     experiment = client.get_experiment_by_name("content")
     assert experiment is not None
-    return {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
+    found = client.search_runs([experiment.experiment_id])
+    return {run.data.tags.get("cloc.model", run.info.run_name): run for run in found}
 
 
 def parent(run: Run) -> str:
@@ -100,12 +102,13 @@ def parent(run: Run) -> str:
 
 
 def test_runs_are_a_family_and_have_names_of_their_own(runs: dict[str, Run]) -> None:
-    top = runs["demo 2026-11-30 14:02"]
+    top = runs[PIPELINE]
     stages = {name for name, run in runs.items() if run.data.tags["cloc.kind"] == "stage"}
     assert stages == {"captioning", "grounding", "validation", f"evaluation {REPORT}"}
     assert {parent(runs[name]) for name in stages} == {top.info.run_id}
     models = {name for name, run in runs.items() if run.data.tags["cloc.kind"] == "model"}
     assert models == {CLIP, CLOC}
+    assert {runs[name].info.run_name for name in models} == {f"{CLIP} of {PIPELINE}", f"{CLOC} of {PIPELINE}"}
     assert {parent(runs[name]) for name in models} == {runs[f"evaluation {REPORT}"].info.run_id}
     assert {run.info.status for run in runs.values()} == {"FINISHED"}
 
@@ -129,7 +132,7 @@ def test_models_stand_beside_each_other_under_the_same_names(runs: dict[str, Run
 def test_the_pipeline_shows_the_headline_and_links_the_report(
     runs: dict[str, Run], results: dict[str, StageResult]
 ) -> None:
-    top, stage = runs["demo 2026-11-30 14:02"], runs[f"evaluation {REPORT}"]
+    top, stage = runs[PIPELINE], runs[f"evaluation {REPORT}"]
     evaluated = results["evaluation"]
     assert {"eval/region/test/mAcc", "eval/retrieval/test/i2t_R1", "eval/grounding/test/acc_0.5"} <= set(
         evaluated.headline
@@ -226,7 +229,7 @@ def test_an_experiment_gets_views_and_keeps_what_people_changed(
     saved = json.loads(tags["mlflow.sharedViewState.cloc-models"])
     state = json.loads(saved["state"])
     found = client.search_runs([number], state["searchFilter"], order_by=[f"{state['orderByKey']} DESC"])
-    assert {run.info.run_name for run in found} == {CLIP, CLOC}
+    assert {run.data.tags["cloc.model"] for run in found} == {CLIP, CLOC}
     values = [run.data.metrics["eval/region/test/mAcc"] for run in found]
     assert values == sorted(values, reverse=True)
     for view in ("cloc-pipelines", "cloc-trainings", "cloc-adapters"):

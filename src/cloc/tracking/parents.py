@@ -5,14 +5,14 @@ from pathlib import Path
 
 from cloc.tracking.identity import SHARED_KEY_TAG, Identity, Parent
 from cloc.tracking.provenance import KEY, common_tags
-from cloc.tracking.titles import pipeline_title
+from cloc.tracking.titles import NAME_VARIABLE, pipeline_title
 
 
 def parent_of_here() -> Parent | None:
     """The pipeline's run, by the order told in `cloc.tracking`; None for none."""
     given = os.environ.get("MLFLOW_RUN_ID")
     if given:
-        return Parent(run_id=given)
+        return Parent(run_id=given, name=os.environ.get(NAME_VARIABLE, ""))
     key = os.environ.get(KEY) or _dvc_key()
     if not key:
         return None

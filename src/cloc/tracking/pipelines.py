@@ -35,7 +35,8 @@ def pipeline_run(config: TrackingConfig, *, name: str, settings: Mapping[str, An
     run.log_settings(settings)
     known = {"MLFLOW_RUN_ID": run.run_id} if run.run_id else {"MLFLOW_RUN_ID": None, KEY: identity.key}
     started = time.monotonic()
-    with recorded(run, says_why=True), exported({**known, STAGE_URI: run.uri, **outbox_variable()}):
+    known |= {NAME_VARIABLE: identity.name, STAGE_URI: run.uri, **outbox_variable()}
+    with recorded(run, says_why=True), exported(known):
         try:
             yield run
         finally:

@@ -4,6 +4,7 @@
     urban-tarp: train.learning_rate=0.0005              `dvc exp run`: the experiment, and what it changes
     dvc repro 2026-11-30 14:02: train.steps=900         `dvc repro`: when, and what differs from the commit
     pretraining clip_equal_steps                        a stage: its name, and what it made
+    CLOC of demo 2026-11-30 14:02                       a model that was measured: its name, and in which pipeline
 
 `MLFLOW_RUN_NAME` names the run of a pipeline, and that of a stage that belongs to none.
 """
@@ -37,6 +38,11 @@ def stage_title(stage: str, *, made: str, fields: frozenset[str], title: str, wo
     folder = Path(made).name if made else ""
     told = title if not folder or folder in fields or folder == stage else folder
     return " ".join(part for part in (stage, told, worker) if part)[:_LIMIT]
+
+
+def model_title(model: str, *, pipeline: str) -> str:
+    """A model's run, which stands beside those of other pipelines; `pipeline` is what the run above is called."""
+    return f"{model} of {pipeline}"[:_LIMIT] if pipeline else model
 
 
 def pipeline_title(key: str) -> str:

@@ -60,7 +60,7 @@ class Muon(torch.optim.Optimizer):
             raise ValueError(f"Muon is for matrices, and a parameter has the shape {other[0]}")
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+    def step(self, closure: Callable[[], float] | None = None) -> Any:
         """Updates what has a gradient; returns what `closure`, which computes the loss anew, returns."""
         loss = None
         if closure is not None:

@@ -14,7 +14,7 @@ import pytest
 
 from tests.pipeline.dvc_clone import clone, commit, copy, environment, new_repository, ran, run, write_params
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]  # whole pipelines, one after the other
 
 TRAINING = ["pretraining@cloc", "pretraining@clip_equal_steps", "clip_equal_compute"]
 AFTER = {*TRAINING, "evaluation", "figures", "registration", "answers"}

@@ -49,8 +49,9 @@ def test_every_command_and_the_program(folder: Path) -> None:
     typed = [script for script in scripts if not any(name in script for name in NOT_HERE)]
     typed = [script for script in typed if re.match(r"(ls|cloc) ", script)]  # the others are output
     assert len(typed) >= 4
-    for script in typed:
-        _run(re.sub(r"train\.steps=\d+", "train.steps=4", script), folder)
+    for script in typed:  # four steps learn nothing, and pass no gate on what was learnt
+        short = re.sub(r"train\.steps=\d+", "train.steps=4", script)
+        _run(short.replace("min_region_gain=1", "min_region_gain=0"), folder)
     report = (folder / "runs/photos/report/index.html").read_text()
     assert "CLIP (equal compute)" in report
     (program,) = [block.text for block in blocks(PAGE) if is_python(block)]

@@ -33,14 +33,16 @@ demo: $(READY)
 
 # By file: tests of one file share a pipeline run or a model (xdist's groups do nothing under pytest 9.2). In the order of
 # names: xdist would begin with the files of many tests and end with one worker on the long ones.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not gpu and not cluster"
+
 test: $(READY) lint
-	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not gpu and not cluster"
+	@$(PYTEST)
 
 test-slow: $(READY)
 	@$(BIN)/python -m pytest -m slow
 
 coverage: $(READY)
-	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not gpu and not cluster" --cov
+	@$(PYTEST) --cov
 
 lint: $(READY)
 	@$(BIN)/ruff check .

@@ -305,6 +305,9 @@ def tls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, Path
 def test_certificates(tls: tuple[Server, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     server, certificate = tls
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"https://127.0.0.1:{server.port}")
+    # An untrusted certificate stays untrusted: if it were tried again, there would be no end to it.
+    monkeypatch.setenv("CLOC_S3_PATIENCE", "3600")
+    monkeypatch.setattr("cloc.data.s3_http._STRANGER_PATIENCE_S", 3600)
     with pytest.raises(StorageError, match=r"certificate of https://\S+ is not trusted .*SSL_CERT_FILE") as caught:
         open_storage("s3://bucket/x").write_bytes("a", b"x")
     assert caught.value.trouble is Trouble.CERTIFICATE

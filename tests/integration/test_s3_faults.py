@@ -3,6 +3,7 @@
 import io
 import multiprocessing
 import pickle
+import re
 import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,6 +26,7 @@ from tests.s3_server import SECRET, Server, needs_server, serving_s3, use_endpoi
 pytestmark = [needs_server, pytest.mark.timeout(110)]
 
 ALWAYS = 1_000_000
+IN_A_SECOND = 6  # tries at most: pauses of at least 0.025, 0.05, ... 0.4 s; in the 5 s of the proxy's tests at least 7
 MANY = 2500  # objects: three pages of a list
 PART = 5 << 20  # the smallest of the S3 API
 
@@ -86,6 +88,13 @@ def told(error: pytest.ExceptionInfo[DataError]) -> str:
     return text
 
 
+def tries(error: pytest.ExceptionInfo[DataError]) -> int:
+    """How often it was tried, by what is told."""
+    match = re.search(r"tried (?:once|(\d+) times)", told(error))
+    assert match, error.value
+    return int(match[1] or 1)
+
+
 PASSING = {
     "drops of requests": [Fault("drop_request", after=2000, times=3, method="PUT")],
     "drops before the answer": [Fault("drop_answer", times=4)],
@@ -138,6 +147,7 @@ def test_ingest_to_a_server_that_dies_for_good(
     proxy.die_after = requests
     with pytest.raises(StorageError) as caught:
         ingest(photos, url)
+    assert tries(caught) <= IN_A_SECOND
     text = told(caught)
     assert text.startswith(f"{url}/")
     assert proxy.endpoint in text
@@ -167,7 +177,7 @@ def test_a_server_that_falls_silent_for_good(
             StorageError, match=rf"^s3://bucket/silent/?{name}: http.* drops .* or falls silent"
         ) as caught:
             act()
-        assert "tried" in told(caught)
+        assert tries(caught) <= IN_A_SECOND
         assert "CLOC_S3_PATIENCE" in told(caught)
         proxy.faults = []
         storage.exists("a")  # it is well again: patience is back
@@ -189,7 +199,7 @@ def test_a_server_that_stays_busy(proxy: FaultyProxy, monkeypatch: pytest.Monkey
         with pytest.raises(StorageError, match=r"keeps failing \(503 SlowDown; tried") as caught:
             act()
         assert caught.value.trouble is Trouble.FAILING
-        told(caught)
+        assert tries(caught) <= IN_A_SECOND
 
 
 def test_a_busy_server_is_no_stranger(proxy: FaultyProxy, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -212,7 +222,7 @@ def test_no_patience_is_one_try(proxy: FaultyProxy, monkeypatch: pytest.MonkeyPa
 
 def test_an_absurd_retry_after_is_not_waited_for(proxy: FaultyProxy) -> None:
     proxy.faults = [Fault("status", headers={"Retry-After": "86400"})]
-    with pytest.raises(StorageError, match="keeps failing"):
+    with pytest.raises(StorageError, match=r"keeps failing .*tried once"):
         open_storage("s3://bucket/busy").write_bytes("a", b"x")
 
 
@@ -263,8 +273,10 @@ def test_an_upload_that_fails_is_aborted(
     storage.write_bytes("large", b"old")
     (tmp_path / "large").write_bytes(large)
     proxy.faults = [Fault("status", times=ALWAYS, method="PUT", target="partNumber=2")]
-    with pytest.raises(StorageError, match=r"s3://bucket/aborted/large: .*keeps failing \(503 SlowDown"):
+    message = r"s3://bucket/aborted/large: .*keeps failing \(503 SlowDown"
+    with pytest.raises(StorageError, match=message) as caught:
         storage.write_file("large", tmp_path / "large")
+    assert tries(caught) <= IN_A_SECOND
     assert (tmp_path / "large").read_bytes() == large, "a file that could not be stored stays"
     assert storage.read_bytes("large") == b"old", "what was there stays"
     created = [item for item in proxy.requests if item.startswith("POST") and "uploads" in item]
@@ -285,8 +297,9 @@ def test_an_upload_to_a_server_that_dies(
     storage.write_bytes("small", b"x")
     (tmp_path / "large").write_bytes(large)
     proxy.die_after = len(proxy.requests) + 3  # in the middle of the parts
-    with pytest.raises(StorageError, match=r"^s3://bucket/dead/large: cannot reach http"):
+    with pytest.raises(StorageError, match=r"^s3://bucket/dead/large: cannot reach http") as caught:
         storage.write_file("large", tmp_path / "large")
+    assert tries(caught) <= IN_A_SECOND
     assert not (server.root / "bucket/dead/large").exists()
     proxy.revive()
     storage.write_file("large", tmp_path / "large")
@@ -344,7 +357,7 @@ def test_reading_that_brings_nothing_more_fails(
         message = r"^s3://bucket/big/object: reading from http\S+ broke off at byte \d+ \(.*tried \d+ times"
         with pytest.raises(StorageError, match=message) as caught:
             stream.read()
-    told(caught)
+    assert tries(caught) <= IN_A_SECOND
 
 
 def test_an_object_replaced_while_it_is_read(server: Server, big: bytes, proxy: FaultyProxy) -> None:

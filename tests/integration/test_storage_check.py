@@ -108,6 +108,7 @@ def test_a_good_server(server: Server, proxy: FaultyProxy) -> None:
 
 
 @needs_server
+@pytest.mark.timeout(110)  # less than what a request that fails is tried for
 @pytest.mark.parametrize(
     ("changes", "url", "name", "reason"),
     [

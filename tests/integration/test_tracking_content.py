@@ -7,7 +7,9 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -312,7 +314,8 @@ def test_dvc_is_named_by_experiment_and_what_it_changes(checkout: Path, monkeypa
     monkeypatch.setenv("DVC_ROOT", str(checkout))
     monkeypatch.setenv("DVC_EXP_NAME", "urban-tarp")
     monkeypatch.setenv("DVC_STAGE", "cloc")
-    assert pipeline_title("key") == "urban-tarp: train.learning_rate=0.0005"
+    started = datetime(2026, 11, 30, 14, 2)
+    assert pipeline_title(started=started) == "urban-tarp: train.learning_rate=0.0005"
     tags = common_tags()
     expected = {
         "cloc.started_by": "dvc",
@@ -325,9 +328,9 @@ def test_dvc_is_named_by_experiment_and_what_it_changes(checkout: Path, monkeypa
     assert expected.items() <= tags.items()
     assert {"torch", "transformers", "mlflow", "python", "host", "cloc.version"} <= tags.keys()
     monkeypatch.delenv("DVC_EXP_NAME")
-    assert pipeline_title("key").startswith("dvc repro 20")
+    assert pipeline_title(started=started).startswith("dvc repro 2026-11-30 14:02: ")
     (checkout / "params.yaml").write_text(f"train: {json.dumps({f'a{n}': n for n in range(5)})}\n")
-    assert pipeline_title("key").endswith("train.a0=0, train.a1=1, train.a2=2, and 2 more")
+    assert pipeline_title(started=started).endswith("train.a0=0, train.a1=1, train.a2=2, and 2 more")
 
 
 def test_kubeflow_is_named_and_linked(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -350,7 +353,7 @@ def test_the_run_of_dvc_ends_as_its_last_stage_did(
     from cloc.tracking import parents
 
     monkeypatch.setenv("DVC_ROOT", str(checkout))
-    monkeypatch.setattr(parents, "_dvc_key", lambda: "dvc-1-2")
+    monkeypatch.setattr(parents, "_dvc_process", lambda: SimpleNamespace(pid=1, create_time=lambda: 2.5))
     ends = []
     for fails in (False, True):
         try:
@@ -361,6 +364,7 @@ def test_the_run_of_dvc_ends_as_its_last_stage_did(
             pass
         above = client.get_run(parent(client.get_run(run.run_id)))
         ends.append((above.info.run_id, above.info.status, above.info.end_time))
+        assert run.pipeline == above.info.run_name  # whenever a stage begins
     assert ends[0][0] == ends[1][0]
     assert [status for _, status, _ in ends] == ["FINISHED", "FAILED"]
     assert ends[0][2] < ends[1][2]

@@ -68,13 +68,7 @@ def test_one_and_two_processes_tune_alike(data: str, encoder: str, two: Path, tm
 @pytest.mark.parametrize(
     ("fault", "retries", "code"),
     [
-        pytest.param(
-            {"rank": 0, "step": 5, "do": "signal launcher", "signal": "SIGTERM"},
-            0,
-            PREEMPTED,
-            id="told",
-            marks=pytest.mark.slow,  # what it goes through is pre-training's, where it is tested every time
-        ),
+        pytest.param({"rank": 0, "step": 5, "do": "signal launcher", "signal": "SIGTERM"}, 0, PREEMPTED, id="told"),
         pytest.param({"rank": 1, "step": 6, "do": "kill"}, 1, 0, id="killed"),
     ],
 )

@@ -19,6 +19,7 @@ pytestmark = pytest.mark.timeout(1800)  # eighteen processes in turn, on a machi
 
 TASK = re.compile(r"^\[(\d+)/18\] (.*)$", re.MULTILINE)
 REUSED = re.compile(r"^\[\d+/18\] (.*): nothing changed, taken from the cache$", re.MULTILINE)
+TOLD = re.compile(r"^\[\d+/18\] .*\n((?:    .*\n)*?)    done after (\d+) s$", re.MULTILINE)
 TITLES = (
     "Settings",
     "Data",
@@ -55,6 +56,13 @@ def whole(folder: Path) -> Ended:
 def test_runs_to_the_end(whole: Ended, folder: Path) -> None:
     assert whole.code == 0, whole.text[-5000:]
     assert sorted(title for _, title in TASK.findall(whole.text)) == sorted(TITLES)
+
+
+def test_no_task_is_silent_for_long(whole: Ended) -> None:
+    """After 15 s without a line one says what is running; a busy machine may be as late again."""
+    told = TOLD.findall(whole.text)
+    assert len(told) == len(TITLES)
+    assert not [(said, took) for said, took in told if said.count("\n") < int(took) // 30]
 
 
 def test_output_is_for_people(whole: Ended) -> None:

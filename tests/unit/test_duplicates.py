@@ -237,6 +237,7 @@ def test_ingest_leaves_out_what_a_test_set_has(pictures: Path) -> None:
     assert count_leaked(train, other, bits=6) == DuplicateCounts(5, 0, 0, ())
     again = ingest(pictures, "train", not_in=(test,))
     assert again.counts["skipped_shards"] == again.counts["shards"]
+    assert open_both(pictures)[0].manifest.quarantined == 0
     save(pictures / "test", "late.jpg", photograph(9), quality=95)
     ingest(pictures, "test")
     assert ingest(pictures, "train", not_in=(test,)).counts["leaked"] == 5, "the test set changed"

@@ -7,7 +7,6 @@ from cloc.config.schema import TrackingConfig
 from cloc.stage import ModelResult, StageResult
 from cloc.tracking.identity import Identity
 from cloc.tracking.names import EVAL, data_set_of
-from cloc.tracking.parents import parent_of_here
 from cloc.tracking.pipelines import run_above
 from cloc.tracking.provenance import common_tags
 from cloc.tracking.runs import Run, begin
@@ -46,9 +45,7 @@ def _log_model(config: TrackingConfig, stage: Run, name: str, model: ModelResult
     about = {key: str(value) for key, value in model.about.items()}
     tags = {**common_tags(), "cloc.kind": "model", "cloc.model": name}
     tags |= {f"cloc.{key}": about[key] for key in _TAGS if about.get(key)}
-    above = parent_of_here()
-    # A runner that knows its tasks by a key alone has not told what the pipeline's run is called.
-    title = model_title(name, pipeline=above.name if above and above.name != above.key else "")
+    title = model_title(name, pipeline=stage.pipeline)
     own = begin(config, Identity(experiment_name(config), name=title, tags=tags, parent=stage.as_parent()))
     own.log_parameters(about)
     own.log_data_sets(stage.data_sets)

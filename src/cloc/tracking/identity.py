@@ -103,7 +103,7 @@ def parent_id(client: Any, parent: Parent, experiment: str) -> str:
     if parent.awaited:
         raise Away("it does not have the run above yet")
     tags = {**parent.tags, SHARED_KEY_TAG: parent.key}
-    run_id = str(client.create_run(experiment, run_name=parent.name or None, tags=tags).info.run_id)
+    run_id = str(client.create_run(experiment, run_name=parent.name or parent.key, tags=tags).info.run_id)
     if parent.ended:
         client.set_terminated(run_id, "FINISHED")
     return run_id

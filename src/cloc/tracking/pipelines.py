@@ -77,9 +77,7 @@ def end_pipeline(config: TrackingConfig, *, state: str, reason: str) -> str | No
     parent = parent_of_here()
     if parent is None:
         return None
-    # Where it is there, it keeps its name.
-    identity = replace(as_identity(parent, experiment=experiment_name(config)), name="")
-    run = begin(config, identity, attached=True)
+    run = begin(config, as_identity(parent, experiment=experiment_name(config)), attached=True)
     run.set_tag("cloc.outcome", state)
     if reason:
         run.fail(reason)

@@ -68,6 +68,11 @@ class Run:
         """For `attach`: the id, or what the run is found by."""
         return self.run_id or f"{_BY_KEY}{self._identity.key}"
 
+    @property
+    def pipeline(self) -> str:
+        """What the run above is called; "" where there is none, or nobody has told."""
+        return self._identity.parent.name if self._identity.parent else ""
+
     def as_parent(self) -> Parent:
         """For runs below it, wherever they are made."""
         return Parent(run_id=self.run_id) if self.run_id else Parent(key=self._identity.key, awaited=True)

@@ -45,15 +45,19 @@ def model_title(model: str, *, pipeline: str) -> str:
     return f"{model} of {pipeline}"[:_LIMIT] if pipeline else model
 
 
-def pipeline_title(key: str) -> str:
-    """The run of a pipeline whose stages know each other by a key: the experiment of DVC and what it changes, else the
-    key itself."""
+def pipeline_title(*, started: datetime) -> str:
+    """The run of a pipeline, as each of its stages knows it: what the environment says, or the experiment of DVC and
+    what it changes; "" where its runner has told nobody.
+
+    Args:
+        started: when DVC did, so that all stages say the same.
+    """
     if given := os.environ.get(NAME_VARIABLE):
         return given
     root = os.environ.get("DVC_ROOT")
     if root is None:
-        return key
-    experiment = os.environ.get("DVC_EXP_NAME") or f"dvc repro {datetime.now():%Y-%m-%d %H:%M}"
+        return ""
+    experiment = os.environ.get("DVC_EXP_NAME") or f"dvc repro {started:%Y-%m-%d %H:%M}"
     changes = changed_settings(Path(root))
     named = [f"{name}={str(value)[:_VALUE]}" for name, value in list(changes.items())[:_CHANGES]]
     more = [f"and {len(changes) - _CHANGES} more"] if len(changes) > _CHANGES else []

@@ -5,12 +5,15 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 export PATH := $(abspath $(BIN)):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# Pipelines and their tests start many processes: each would compile the code anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help demo test test-slow coverage lint setup lock images clean
 
 help:
 	@echo "make demo       set up, then run the whole pipeline on the rendered demo data"
 	@echo "make test       set up, then lint, type-check and run the tests"
+	@echo "make setup      set up $(VENV) alone"
 	@echo "make test-slow  the tests that take minutes"
 	@echo "make coverage   the tests again, with the lines of src/cloc that they run"
 	@echo "make lint       ruff and mypy"

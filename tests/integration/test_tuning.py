@@ -121,11 +121,9 @@ def test_the_request_is_shown(data: str, encoder: str, tmp_path: Path) -> None:
 def test_stage_with_two_seeds_and_a_sampler(encoder: str, tmp_path: Path) -> None:
     data, out = tmp_path / "data", tmp_path / "out"
     train, _ = write_dataset(data / "train", 8), write_dataset(data / "test", 6, seed=1)
-    result = stage.run(
-        config({"repeats": 2, "processes": 2}),
-        inputs=stage.Inputs(data=str(data), captions=train, regions=train, encoder=encoder, region_sampler="prompter"),
-        outputs=stage.Outputs(adapter=str(out)),
-    )
+    inputs = stage.Inputs(data=str(data), captions=train, regions=train, encoder=encoder, region_sampler="prompter")
+    settings: dict[str, object] = {"align": "closed_form", "processes": 2}
+    result = stage.run(config({**settings, "repeats": 2}), inputs=inputs, outputs=stage.Outputs(adapter=str(out)))
     names = {f"eval/mllm_{name}" for name in ("refer/test/accuracy", "refer/test/noun_accuracy", "ground/test/acc_0.5")}
     assert names <= result.metrics.keys()
     assert result.counts["test_images"] == 4
@@ -140,12 +138,11 @@ def test_stage_with_two_seeds_and_a_sampler(encoder: str, tmp_path: Path) -> Non
     assert "(2 seeds)" in page
     assert all(Path(path).exists() for path in result.artifacts.values())
     assert load_adapter(out).sampler is not None
-    stage.run(
-        config(),
-        inputs=stage.Inputs(data=str(data), captions=train, regions=train, encoder=encoder),
-        outputs=stage.Outputs(adapter=str(out)),
-    )
+    second = runs.weights(out / "seeds" / "1")
+    stage.run(config({**settings, "seed": 1}), inputs=inputs, outputs=stage.Outputs(adapter=str(out)))
     assert not (out / "seeds").exists()  # of the run before
+    alone = runs.weights(out)
+    assert all(torch.equal(value, alone[name]) for name, value in second.items()), "what the first seed saw serves it"
     assert json.loads((out / "results.json").read_text())["seeds"] == 1
 
 

@@ -43,6 +43,8 @@ SETTINGS = {
     "adapter.decoder.context_length": "256",
     "adapter.decoder.vocab_size": "400",
     "adapter.steps": "3",
+    "adapter.repeats": "1",
+    "adapter.processes": "1",
     "adapter.batch_size": "4",
     "adapter.warmup_steps": "1",
     "adapter.eval_images": "4",

@@ -4,6 +4,7 @@ Started by the agent on every rank as `python -m cloc.mllm.trainer OUTPUT`; the 
 """
 
 import json
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -20,7 +21,7 @@ from cloc.data.fetching import sending
 from cloc.data.storage import open_storage
 from cloc.errors import DataError
 from cloc.mllm import report
-from cloc.mllm.aligning import align, look
+from cloc.mllm.aligning import Sight, align, look
 from cloc.mllm.building import make_adapter, name_adapter
 from cloc.mllm.evaluation import evaluate
 from cloc.mllm.features import known_features, pays
@@ -61,7 +62,7 @@ def train(job: TuningJob, config: Config, rank: Rank, preemption: Preemption) ->
             _Seed(seeded, parts, rank=rank, preemption=preemption, live=not number).run()
 
 
-@dataclass(frozen=True)
+@dataclass
 class Parts:
     """What all seeds have in common.
 
@@ -70,12 +71,14 @@ class Parts:
         pool: phrases of the corpus.
         encoder: its folder, or hub id.
         tokenizer: folder of a made decoder's.
+        sights: what the encoder, as all seeds start with it, sees of the images to align on; once a seed has looked.
     """
 
     splits: Splits
     pool: PhrasePool
     encoder: str
     tokenizer: str
+    sights: Sequence[Sight] = ()
 
 
 class _Seed:
@@ -134,14 +137,16 @@ class _Seed:
             print(f"adapter: {self.job.about['encoder_objective']} encoder{sampler}, seed {settings.seed}", flush=True)
         adapter, known, train = self._made(), None, self.parts.splits.train
         if settings.align != "none":
-            keep = self.parts.splits.is_trained_on
-            sights = look(adapter, train, settings, keep=keep, rank=rank.rank, ranks=rank.world_size)
-            align(adapter, [sight for part in gathered(sights) for sight in part], seed=settings.seed)
+            if not self.parts.sights:
+                keep = self.parts.splits.is_trained_on
+                own = look(adapter, train, settings, keep=keep, rank=rank.rank, ranks=rank.world_size)
+                self.parts.sights = [sight for part in gathered(own) for sight in part]
+            align(adapter, self.parts.sights, seed=settings.seed)
         adapter.trainable("tune", train_encoder=settings.train_encoder)
         if pays(adapter, settings, images=train.manifest.images):
             keep = self.parts.splits.is_trained_on
-            own = known_features(adapter, train, settings, keep=keep, rank=rank.rank, ranks=rank.world_size)
-            known = {key: features_ND for part in gathered(own) for key, features_ND in part.items()}
+            kept = known_features(adapter, train, settings, keep=keep, rank=rank.rank, ranks=rank.world_size)
+            known = {key: features_ND for part in gathered(kept) for key, features_ND in part.items()}
             if rank.is_first:
                 print(f"adapter: features of {len(known)} images are kept", flush=True)
         tuning = Tuning(

@@ -27,8 +27,8 @@ $(READY): requirements.lock pyproject.toml
 	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) is not here; install Python 3.11 or set PYTHON=..." >&2; exit 1; }
 	@echo "setting up $(VENV) (a few minutes, once)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/pip install --quiet --progress-bar off torch==2.13.0 -r requirements.lock
-	@$(BIN)/pip install --quiet --no-deps --editable .
+	@$(BIN)/pip install -qq --progress-bar off torch==2.13.0 -r requirements.lock
+	@$(BIN)/pip install -qq --no-deps --editable .
 	@touch $(READY)
 
 demo: $(READY)

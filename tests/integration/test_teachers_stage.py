@@ -114,10 +114,17 @@ def test_what_stands_is_kept_and_what_changed_is_fitted(data: Path, teachers: Pa
     assert json.loads((teachers / "captioner.json").read_text())["images"] > 0
 
 
-def test_equal_settings_give_equal_teachers(data: Path, teachers: Path, tmp_path: Path) -> None:
-    fit(settings(teachers__fit=("detector",)), data, tmp_path)
+def test_equal_settings_give_equal_teachers(
+    data: Path, teachers: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """What is printed is the stage's own."""
+    fit(settings(), data, tmp_path)
     name = "detector/model.safetensors"
     assert (tmp_path / name).read_bytes() == (teachers / name).read_bytes()
+    told = capfd.readouterr()
+    assert {line.partition(":")[0] for line in told.out.splitlines()} == {"teachers"}
+    assert "weights" not in told.err
+    assert "[transformers]" not in told.err
 
 
 def test_no_teachers_are_made_when_none_is_wanted(tmp_path: Path) -> None:

@@ -118,9 +118,12 @@ class _Fitter:
                 print(f"teachers: the {name} stands already", flush=True)
                 return receipt
         receipt_path.unlink(missing_ok=True)
+        from cloc.model.factory import quiet
+
         unfinished = self._folder / f".tmp-{name}"
         shutil.rmtree(unfinished, ignore_errors=True)
-        receipt = {"made_of": made_of, "fitted_on": self._fitted_on(), **fit(unfinished)}
+        with quiet():
+            receipt = {"made_of": made_of, "fitted_on": self._fitted_on(), **fit(unfinished)}
         shutil.rmtree(target, ignore_errors=True)
         unfinished.rename(target)
         # The receipt is the commit: whole or not at all, and last.

@@ -3,6 +3,8 @@
 say TEXT, warn TEXT    a line on stdout, on stderr
 kill N                 a signal to itself
 sleep S                seconds
+mark FILE              writes an empty file
+wait FILE ...          until they are there
 save S FILE            waits for SIGTERM, takes S seconds, writes FILE and leaves with 75
 exit N                 leaves
 """
@@ -37,6 +39,11 @@ def act(action: str, *arguments: Any) -> None:
         time.sleep(10)
     elif action == "sleep":
         time.sleep(arguments[0])
+    elif action == "mark":
+        Path(arguments[0]).touch()
+    elif action == "wait":
+        while not all(Path(file).exists() for file in arguments):
+            time.sleep(0.02)
     elif action == "save":
         while not Told.yes:
             time.sleep(0.02)

@@ -67,9 +67,13 @@ def free_port() -> int:
 # The agent
 
 
-def test_agent_prefixes_lines_and_says_equal_errors_once(capfd: pytest.CaptureFixture[str]) -> None:
-    end = [["warn", "error: no shards in s3://b/data"], ["exit", 3]]
-    what = {"0": [["say", "step 1"], ["warn", "careful"], *end], "1": [["say", "step 1"], *end]}
+def test_agent_prefixes_lines_and_says_equal_errors_once(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    here = [str(tmp_path / "0"), str(tmp_path / "1")]  # nobody ends before both have spoken
+    end = [["wait", *here], ["warn", "error: no shards in s3://b/data"], ["exit", 3]]
+    what = {
+        "0": [["say", "step 1"], ["warn", "careful"], ["mark", here[0]], *end],
+        "1": [["say", "step 1"], ["mark", here[1]], *end],
+    }
     assert run(part(2, what)) == 3
     out, err = capfd.readouterr()
     assert sorted(out.splitlines()) == ["[rank 0] step 1", "[rank 1] step 1"]
@@ -96,18 +100,17 @@ def test_a_killed_rank_is_named_and_the_others_end(capfd: pytest.CaptureFixture[
 def test_sigterm_gives_ranks_the_time_that_they_need(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rank 0 has left when rank 1 still writes: it must not be cut."""
     monkeypatch.setattr("cloc.training.agent._COLLATERAL_SECONDS", 0)
-    files = [tmp_path / "0", tmp_path / "1"]
+    files, up = [tmp_path / "0", tmp_path / "1"], [tmp_path / "up-0", tmp_path / "up-1"]
     what = {
-        str(rank): [["say", "up"], ["save", seconds, str(file)]]
-        for rank, (seconds, file) in enumerate(zip((0.0, 1.5), files, strict=True))
+        str(rank): [["mark", str(up[rank])], ["save", seconds, str(files[rank])]]
+        for rank, seconds in enumerate((0.0, 1.5))
     }
 
     def tell() -> None:
-        time.sleep(1.0)  # both listen
         for _ in range(2):  # a scheduler may tell more than once
             os.kill(os.getpid(), signal.SIGTERM)
 
-    teller = when(lambda: len(children()) >= 2, tell)
+    teller = when(lambda: all(file.exists() for file in up), tell)
     assert run(part(2, what, grace=60)) == PREEMPTED
     teller.join()
     assert all(file.exists() for file in files)
@@ -115,12 +118,9 @@ def test_sigterm_gives_ranks_the_time_that_they_need(tmp_path: Path, monkeypatch
 
 
 def test_a_rank_that_does_not_save_in_time_is_killed(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    def tell() -> None:
-        time.sleep(1.0)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    when(lambda: bool(children()), tell)
-    assert run(part(1, {"0": [["save", 60, str(tmp_path / "0")]]}, grace=1)) == PREEMPTED
+    up, what = tmp_path / "up", ["save", 60, str(tmp_path / "0")]
+    when(up.exists, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    assert run(part(1, {"0": [["mark", str(up)], what]}, grace=1)) == PREEMPTED
     assert "did not save within 1 seconds" in capfd.readouterr().err.splitlines()[-1]
     assert not children()
 

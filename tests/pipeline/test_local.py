@@ -173,7 +173,7 @@ def test_stopped_run_leaves_no_process_and_goes_on(tmp_path: Path) -> None:
     ) as process:
         assert process.stdout
         for line in process.stdout:
-            if "scenes:" in line:
+            if re.search(r"scenes: [1-9]\d* of", line):
                 break
         process.send_signal(signal.SIGTERM)
         rest = process.stdout.read()

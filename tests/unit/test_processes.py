@@ -1,6 +1,7 @@
 """Work spread over processes: results in order, and one clear line where a process dies."""
 
 import os
+import time
 
 import pytest
 
@@ -48,6 +49,17 @@ def test_an_error_is_the_callers() -> None:
     found = spread(refuses_two, range(6))
     with pytest.raises(DataError, match="shard 2 is broken"):
         list(found)
+
+
+@pytest.mark.timeout(120)
+def test_an_error_that_is_known_when_work_is_given_out_ends_the_pool() -> None:
+    """The last item is given out in the moment before the error of an earlier one is met."""
+    found = spread(refuses_two, range(6))
+    for expected in (0, 1):
+        assert next(found) == expected
+        time.sleep(0.5)  # whatever was given out is done
+    with pytest.raises(DataError, match="shard 2 is broken"):
+        next(found)
 
 
 def test_what_is_not_asked_for_is_not_waited_for() -> None:

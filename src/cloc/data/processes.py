@@ -68,8 +68,8 @@ def in_order(work: Callable[[T], R], items: Sequence[T], *, processes: int, what
                 f"{what}: a process died (killed, perhaps for want of memory); set {setting} lower and run again"
             ) from None
         finally:
-            for future in waiting:
-                future.cancel()
+            # Cancelled one by one, futures that nobody has taken up can leave the pool waiting for them for ever.
+            pool.shutdown(cancel_futures=True)
 
 
 def _start(begin: Callable[..., None] | None, given: tuple[Any, ...]) -> None:
